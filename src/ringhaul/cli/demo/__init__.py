@@ -1,0 +1,1 @@
+"""`ringhaul demo`: a ring of processes trains a small model while one dies and one joins."""

@@ -1,0 +1,239 @@
+"""Runs the demo: a coordinator, peers, one SIGKILL, one newcomer, and a process alone.
+
+Decides when what is started and killed; what it showed is `summary.py`'s to say.
+"""
+
+import json
+import os
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+from ringhaul.cli.demo import events
+from ringhaul.cli.demo.corpus import gzip_bits_per_byte, load_corpus
+from ringhaul.cli.demo.model import ByteModel
+from ringhaul.cli.demo.options import JOIN_SHARE, KILL_SHARE, DemoOptions
+from ringhaul.cli.demo.processes import Child, Children
+from ringhaul.cli.demo.story import Story
+from ringhaul.cli.demo.summary import Summary, Yardsticks, summarize
+from ringhaul.cli.demo.view import View, choose_view
+
+COORDINATOR = "coordinator"
+ALONE = "alone"
+#: The coordinator has to say where it listens within this.
+COORDINATOR_START_S = 20.0
+#: Workers have to end within this after the deadline: the last round and the evaluation.
+END_GRACE_S = 20.0
+TICK_S = 0.1
+
+EXIT_INTERRUPTED = 130
+
+
+class DemoError(Exception):
+    """The demo could not be run at all; the message says why."""
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Run the demo, print what it showed, and leave no process behind.
+
+    Returns:
+        0 only if the loss fell, all peers ended with the same bits, and the run survived
+        the kill and the join; 130 after Ctrl-C.
+    """
+    console = Console()
+    view = choose_view(console, is_silent=options.json)
+    try:
+        with _terminating_as_interrupt(), Children() as children, view:
+            summary = _Demo(options, children, view).run()
+    except KeyboardInterrupt:
+        console.print("interrupted; all processes have ended", markup=False)
+        return EXIT_INTERRUPTED
+    except DemoError as error:
+        console.print(f"the demo could not be run: {error}", markup=False, soft_wrap=True)
+        return 1
+    print(json.dumps(summary.as_json()) if options.json else summary.as_text())
+    return 1 if summary.problems else 0
+
+
+class _Demo:
+    """One run; its deeds in the order of its methods."""
+
+    def __init__(self, options: DemoOptions, children: Children, view: View) -> None:
+        self._options = options
+        self._children = children
+        self._view = view
+        self._workers: list[Child] = []
+        self._reported: set[str] = set()
+        names = [f"p{number}" for number in range(1, options.peers + 1)]
+        self._victim = random.Random(options.seed).choice(names) if options.kill else None
+
+    def run(self) -> Summary:
+        """Both phases, then the yardsticks, which would disturb them."""
+        story = self._run_ring()
+        alone = self._run_alone(story)
+        self._view.refresh(story, "judging on held-out text")
+        return summarize(self._options, story, _yardsticks(self._options, alone))
+
+    def _run_ring(self) -> Story:
+        """Train in a ring that loses one peer and gets another."""
+        coordinator = self._children.start(
+            COORDINATOR, ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json"]
+        )
+        address = self._await_address(coordinator)
+        begin_at = time.time()
+        story = Story(begin_at, begin_at + self._options.seconds)
+        for number in range(1, self._options.peers + 1):
+            self._start_worker(f"p{number}", address, story, data_seed=number)
+        phase = f"{self._options.peers} peers train for {self._options.seconds:g} s"
+        while not self._is_over(story):
+            self._take_lines(story)
+            self._maybe_kill(story)
+            self._maybe_join(story, address)
+            self._report_failures(story)
+            self._view.refresh(story, phase)
+        self._children.end([*self._workers, coordinator])
+        self._take_lines(story)
+        return story
+
+    def _run_alone(self, ring: Story) -> Story:
+        """Give one process the same time, start of the interpreter included, as the ring had."""
+        begin_at = time.time()
+        story = Story(begin_at, begin_at + self._options.seconds)
+        self._workers = []
+        self._start_worker(ALONE, None, story, data_seed=0)
+        phase = f"one process alone trains for {self._options.seconds:g} s"
+        while not self._is_over(story):
+            self._take_lines(story)
+            self._report_failures(story)
+            self._view.refresh(ring, phase)
+        self._children.end(self._workers)
+        self._take_lines(story)
+        ring.problems.extend(story.problems)
+        return story
+
+    def _await_address(self, coordinator: Child) -> str:
+        """Where the coordinator listens: its first line."""
+        give_up_at = time.monotonic() + COORDINATOR_START_S
+        while time.monotonic() < give_up_at and not coordinator.is_drained:
+            try:
+                line = self._children.lines.get(timeout=TICK_S)
+                fields = json.loads(line.text)
+                if fields["event"] == "listening":
+                    return str(fields["address"])
+            except (queue.Empty, ValueError, KeyError, TypeError):
+                continue
+        raise DemoError(f"the coordinator did not start: {coordinator.errors or 'no output'}")
+
+    def _start_worker(self, name: str, address: str | None, story: Story, data_seed: int) -> None:
+        where = ["--alone"] if address is None else ["--address", address]
+        arguments = {
+            "--name": name,
+            "--model-seed": str(self._options.seed),
+            "--data-seed": str(1000 * self._options.seed + data_seed),
+            "--begin-at": repr(story.begin_at),
+            "--end-at": repr(story.end_at),
+        }
+        flat = [part for pair in arguments.items() for part in pair]
+        self._workers.append(
+            self._children.start(name, ["-m", "ringhaul.cli.demo.worker", *where, *flat])
+        )
+
+    def _take_lines(self, story: Story) -> None:
+        """Wait one tick for lines of the workers; take all that are there."""
+        lines = self._children.lines
+        try:
+            line = lines.get(timeout=TICK_S)
+            while True:
+                event = events.decode(line.text)
+                if event is not None:
+                    story.on_event(event)
+                line = lines.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _maybe_kill(self, story: Story) -> None:
+        """Kill the victim when its time has come and the ring has been seen to work with it."""
+        if self._victim is None or story.killed is not None:
+            return
+        now = time.time()
+        due_at = story.begin_at + KILL_SHARE * self._options.seconds
+        latest = story.latest
+        if now < due_at or latest is None or story.id_of(self._victim) not in latest.contributors:
+            return
+        victim = next(child for child in self._workers if child.name == self._victim)
+        if len(latest.contributors) > 1 and victim.exit_code is None:
+            victim.kill()
+            story.on_killed(victim.name, time.time())
+
+    def _maybe_join(self, story: Story, address: str) -> None:
+        """Start one more peer when its time has come."""
+        now = time.time()
+        if story.joined is None and now >= story.begin_at + JOIN_SHARE * self._options.seconds:
+            number = self._options.peers + 1
+            self._start_worker(f"p{number}", address, story, data_seed=number)
+            story.on_joined(f"p{number}", now)
+
+    def _report_failures(self, story: Story) -> None:
+        """Note a worker that ended on its own and not well."""
+        killed = None if story.killed is None else story.killed.peer
+        for child in self._workers:
+            failed = child.is_drained and child.exit_code != 0
+            if failed and child.name != killed and child.name not in self._reported:
+                self._reported.add(child.name)
+                story.on_problem(
+                    time.time(), f"{child.name} ended with {child.exit_code}: {child.errors}"
+                )
+
+    def _is_over(self, story: Story) -> bool:
+        """Have all workers ended, or had more than their time?"""
+        if all(child.is_drained for child in self._workers):
+            return True
+        now = time.time()
+        if now < story.end_at + END_GRACE_S:
+            return False
+        late = [child.name for child in self._workers if child.exit_code is None]
+        story.on_problem(now, f"still running after the deadline: {', '.join(late)}")
+        return True
+
+
+def _yardsticks(options: DemoOptions, alone: Story) -> Yardsticks:
+    """Judge what the ring is compared with."""
+    corpus = load_corpus()
+    finished = alone.finished.get(ALONE)
+    return Yardsticks(
+        held_out_bytes=corpus.held_out.size,
+        held_out_files=len(corpus.held_out_files),
+        core_count=os.cpu_count() or 1,
+        before=ByteModel(options.seed).bits_per_byte(corpus.held_out),
+        alone=None if alone.evaluated is None else alone.evaluated.bits_per_byte,
+        alone_steps=0 if finished is None else finished.steps,
+        gzip=gzip_bits_per_byte(corpus.held_out.tobytes()),
+    )
+
+
+@contextmanager
+def _terminating_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, with its children."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in kept.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

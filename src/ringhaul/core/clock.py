@@ -1,0 +1,20 @@
+"""Time in which this process ran: what stopped it (SIGSTOP, a closed lid) does not count."""
+
+from ringhaul.limits import HEARTBEAT_INTERVAL_S, STALLED_CLOCK_S
+
+
+class RunningClock:
+    """Takes gaps between steps off the caller's clock. Ticks come at least once a heartbeat."""
+
+    def __init__(self) -> None:
+        self.stalled_s = 0.0
+        self._stepped_at: float | None = None
+
+    def advance(self, now: float, tick_interval_s: float = HEARTBEAT_INTERVAL_S) -> float:
+        """Return the running time at `now`; a gap beyond the limit moves all deadlines."""
+        if self._stepped_at is not None:
+            gap_s = now - self._stepped_at
+            if gap_s > STALLED_CLOCK_S + tick_interval_s:
+                self.stalled_s += gap_s
+        self._stepped_at = now
+        return now - self.stalled_s

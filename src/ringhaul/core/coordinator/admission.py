@@ -1,0 +1,199 @@
+"""Votes of `admit`, and the founding of a run.
+
+Decides when pending peers are let in: when every member of every group has voted and no
+operation is open; or, if nobody is a member, when enough are pending.
+"""
+
+from ringhaul.core.coordinator import collectives
+from ringhaul.core.coordinator.model import Group, Peer, Run, Wanted
+from ringhaul.errors import ProtocolError
+from ringhaul.ids import PeerId
+from ringhaul.wire.coordinator_messages import (
+    GiveUpVote,
+    Outcome,
+    StillWaiting,
+    Vote,
+    VoteOutcome,
+    VoteResult,
+)
+
+
+def on_vote(run: Run, peer: Peer, message: Vote) -> None:
+    """A member's caller is in `admit`."""
+    group = run.group_of(peer)
+    if message.generation > group.proposed_generation:
+        raise ProtocolError(f"votes in generation {message.generation}, which is not open")
+    if message.generation < group.admitted_generation or message.index < run.admit_index:
+        return  # it crossed the result
+    if not run.is_member(peer):
+        raise ProtocolError("votes, but is no member")
+    if message.index > run.admit_index or peer.vote is not None:
+        raise ProtocolError(f"votes in admit {message.index} out of turn")
+    peer.vote = message
+    peer.voted_at = run.now
+    if message.fresh and run.is_begun:
+        _skip(run, peer)
+        return
+    for collective in group.open.values():
+        for other, began in collective.began.items():
+            if began.call_index >= message.calls_made:
+                _mismatch(run, group, peer.id, other, str(began.signature))
+                return
+
+
+def on_began(run: Run, beginner: Peer) -> None:
+    """A collective was begun: skip fresh votes, and find members that are in `admit`."""
+    group = run.group_of(beginner)
+    for member in run.members():
+        if member.vote is not None and member.vote.fresh and member.id != beginner.id:
+            _skip(run, member)
+    for collective in list(group.open.values()):
+        began = collective.began.get(beginner.id)
+        for member_id in group.ring_order:
+            vote = run.peers[member_id].vote
+            if began and vote is not None and began.call_index >= vote.calls_made:
+                _mismatch(run, group, member_id, beginner.id, str(began.signature))
+                return
+
+
+def _skip(run: Run, peer: Peer) -> None:
+    """A newcomer's first `admit` ends: the members do something else in this generation."""
+    assert peer.vote is not None
+    index = peer.vote.index
+    peer.vote = None
+    _answer(run, peer, index, VoteOutcome.SKIPPED)
+
+
+def _mismatch(run: Run, group: Group, voter: PeerId, other: PeerId, called: str) -> None:
+    detail = f"{voter} called admit while {other} called {called}"
+    for key in list(group.open):
+        collectives.give_verdict(run, group, key, Outcome.MISMATCH, (voter, other), detail)
+    _finish(run, VoteOutcome.MISMATCH, (voter, other), detail)
+
+
+def on_give_up_vote(run: Run, peer: Peer, message: GiveUpVote) -> None:
+    """A member's caller cannot wait in `admit` any longer: it ends for all."""
+    group = run.group_of(peer)
+    if message.generation > group.proposed_generation:
+        raise ProtocolError(f"gives up in generation {message.generation}, which is not open")
+    if message.generation < group.admitted_generation or message.index < run.admit_index:
+        return
+    if any(g.wanted is Wanted.ADMISSION for g in run.groups.values()):
+        return  # all have voted: it is being done
+    if message.index > run.admit_index or not run.is_member(peer):
+        raise ProtocolError("gives up an admit out of turn")
+    missing = missing_votes(run)
+    detail = f"{peer.id}: {message.detail}"
+    if missing and message.outcome is VoteOutcome.TIMEOUT:
+        detail += f"; missing: {', '.join(missing)}"
+    culprits = missing if message.outcome is VoteOutcome.TIMEOUT else (peer.id,)
+    _finish(run, message.outcome, culprits, detail)
+
+
+def missing_votes(run: Run) -> tuple[PeerId, ...]:
+    """Members that have not voted."""
+    return tuple(member.id for member in run.members() if member.vote is None)
+
+
+def _finish(
+    run: Run, outcome: VoteOutcome, culprits: tuple[PeerId, ...] = (), detail: str = ""
+) -> None:
+    """End this `admit` for all members, without a new generation."""
+    index = run.admit_index
+    run.admit_index += 1
+    run.vote_reported = False
+    for member in run.members():
+        member.vote = None
+    for member in run.members():
+        _answer(run, member, index, outcome, culprits, detail)
+    if outcome is not VoteOutcome.UNCHANGED:
+        run.log(f"admit {outcome.value}: {detail}")
+
+
+def _answer(
+    run: Run,
+    peer: Peer,
+    index: int,
+    outcome: VoteOutcome,
+    culprits: tuple[PeerId, ...] = (),
+    detail: str = "",
+) -> None:
+    group = run.group_of(peer)
+    result = VoteResult(
+        index=index,
+        outcome=outcome,
+        generation=group.generation,
+        ring_order=group.ring_order,
+        counts=run.counts(),
+        culprits=culprits,
+        detail=detail[:1000],
+    )
+    run.send(peer, result)
+
+
+def maybe_admit(run: Run) -> bool:
+    """Let pending peers in if it is time. Tell whether anything was done."""
+    if any(group.wanted or group.open for group in run.groups.values()):
+        return False
+    members = run.members()
+    if any(member.vote is None for member in members):
+        return False
+    groups = list(run.groups.values())
+    if not members:
+        groups = [g for g in groups if len(run.joinable(g)) >= _required(run, g)]
+    elif _find_differing_counts(run):
+        return True
+    elif any(g.ring_order and _size_after(run, g) < _required(run, g) for g in groups):
+        return False  # admit waits for more
+    else:
+        groups = [g for g in groups if g.ring_order or len(run.joinable(g)) >= _required(run, g)]
+    if not any(run.joinable(group) for group in groups):
+        if members:
+            _finish(run, VoteOutcome.UNCHANGED)
+        return bool(members)
+    for group in groups:
+        group.wanted = Wanted.ADMISSION
+    return True
+
+
+def _size_after(run: Run, group: Group) -> int:
+    return len(group.ring_order) + len(run.joinable(group))
+
+
+def _required(run: Run, group: Group) -> int:
+    peers = [peer for peer in run.peers.values() if peer.group == group.number]
+    return max((peer.min_world_size for peer in peers), default=1)
+
+
+def _find_differing_counts(run: Run) -> bool:
+    for group in run.groups.values():
+        votes = [(p, run.peers[p].vote) for p in group.ring_order]
+        counts = {vote.calls_made: p for p, vote in votes if vote is not None}
+        if len(counts) > 1:
+            (few, first), *_, (many, last) = sorted(counts.items())
+            detail = (
+                f"{first} called admit after {few} collectives, {last} after {many}: all members "
+                "of a group must make the same calls"
+            )
+            _finish(run, VoteOutcome.MISMATCH, (first, last), detail)
+            return True
+    return False
+
+
+def waiting_since(run: Run) -> float | None:
+    """Since when the oldest vote that counts waits for others; None if none does."""
+    voted = [member.voted_at for member in run.members() if member.vote is not None]
+    return min(voted) if voted and not run.vote_reported else None
+
+
+def report_waiting(run: Run) -> None:
+    """Tell those in `admit` for whom it waits."""
+    since = waiting_since(run)
+    assert since is not None
+    run.vote_reported = True
+    missing = missing_votes(run)
+    report = StillWaiting(what="admit", missing=missing, waited_s=run.now - since)
+    for member in run.members():
+        if member.vote is not None:
+            run.send(member, report)
+    run.log(f"admit waits for {', '.join(missing) or 'more peers to come'}")

@@ -1,0 +1,251 @@
+"""The coordinator's state machine: `step(event, now)` and `next_deadline()`, no other way in.
+
+This file dispatches, keeps the clock and checks the invariants. It knows no sockets: events
+say what happened, effects say what to do. `now` is seconds of any steady clock.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
+
+from ringhaul.core.clock import RunningClock
+from ringhaul.core.coordinator import admission, collectives, members, openings
+from ringhaul.core.coordinator.model import Effect, Options, Peer, Run, Wanted
+from ringhaul.core.steps import LinkLost, Received, Tick
+from ringhaul.errors import InvariantError, ProtocolError
+from ringhaul.ids import LinkId
+from ringhaul.wire.codec import Envelope
+from ringhaul.wire.coordinator_messages import (
+    Began,
+    Finished,
+    GiveUp,
+    GiveUpVote,
+    Heartbeat,
+    Hello,
+    Leave,
+    LinkFailed,
+    LinkReady,
+    Resume,
+    Vote,
+)
+
+__all__ = ["Coordinator", "LinkAccepted", "Options"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAccepted:
+    """Event: somebody connected, from this host."""
+
+    link: LinkId
+    host: str
+
+
+Event = LinkAccepted | Received | LinkLost | Tick
+
+
+class Coordinator:
+    """Tracks which peers take part, and gives the verdict on every collective."""
+
+    def __init__(
+        self, *, run_id: bytes, incarnation: int, secret: bytes, options: Options | None = None
+    ) -> None:
+        self.run = Run(
+            run_id=run_id,
+            incarnation=incarnation,
+            secret=secret,
+            options=options or Options(),
+        )
+        self._story: deque[tuple[float, Event]] = deque(maxlen=50)
+        self._clock = RunningClock()
+        self._heartbeat_at = 0.0
+
+    # -- the way in ---------------------------------------------------------------------------
+
+    def step(self, event: Event, now: float) -> list[Effect]:
+        """Take one event at time `now`; return what to do about it, in order.
+
+        A message that its sender may not send now costs the sender its place, with a reason,
+        and changes nothing else. Never raises but `InvariantError`, which is our bug.
+        """
+        self._story.append((now, event))
+        run = self.run
+        run.now = self._clock.advance(now, run.options.heartbeat_interval_s)
+        run.effects = []
+        match event:
+            case LinkAccepted(link, host):
+                run.links[link] = (host, None)
+            case Received(link, envelope):
+                if link in run.links:
+                    self._on_received(link, envelope)
+            case LinkLost(link, reason):
+                if link in run.links:
+                    members.on_link_lost(run, link, reason)
+            case Tick():
+                self._on_tick()
+            case _:
+                assert_never(event)
+        self._settle()
+        self._check(ticked=isinstance(event, Tick))
+        return run.effects
+
+    def next_deadline(self) -> float:
+        """When a `Tick` is due, on the clock of `now`."""
+        return min(at for at, _ in self._timers()) + self._clock.stalled_s
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def _timers(self) -> Iterator[tuple[float, Callable[[], None]]]:
+        """Every deadline and what happens then. The only place that computes one."""
+        run = self.run
+        yield self._heartbeat_at, self._send_heartbeats
+        for at, peer, why in members.silence_timers(run):
+            yield at, partial(members.condemn, run, peer.id, why)
+        for group in run.groups.values():
+            if group.proposal is not None:
+                at = group.proposal.since + run.options.proposal_s
+                yield at, partial(openings.on_overdue, run, group)
+            for collective in group.open.values():
+                if not collective.is_reported:
+                    at = collective.since + run.options.waiting_report_s
+                    yield at, partial(collectives.report_waiting, run, group, collective)
+        waiting_since = admission.waiting_since(run)
+        if waiting_since is not None:
+            at = waiting_since + run.options.waiting_report_s
+            yield at, partial(admission.report_waiting, run)
+
+    def _send_heartbeats(self) -> None:
+        self._heartbeat_at = self.run.now + self.run.options.heartbeat_interval_s
+        for peer in self.run.peers.values():
+            self.run.send_unnumbered(peer, Heartbeat())
+
+    def _on_tick(self) -> None:
+        """Do what is due; conclusions may make more due, since they change who is awaited."""
+        while due := [act for at, act in self._timers() if at <= self.run.now]:
+            for act in due:
+                act()
+            self._settle()
+
+    # -- messages -----------------------------------------------------------------------------
+
+    def _on_received(self, link: LinkId, envelope: Envelope) -> None:
+        run = self.run
+        host, peer_id = run.links[link]
+        if peer_id is None:
+            self._on_stranger(link, host, envelope)
+            return
+        peer = run.peers[peer_id]
+        try:
+            if envelope.run_id != run.run_id or envelope.incarnation != run.incarnation:
+                raise ProtocolError("its message is of another run or incarnation")
+            is_new = peer.session.take(envelope)
+            peer.heard_at = run.now
+            if is_new:
+                self._on_message(peer, envelope)
+            if peer.session.is_overdue:
+                raise ProtocolError("it acknowledges nothing")
+        except ProtocolError as error:
+            members.remove(run, peer, f"it broke the protocol: {error}")
+
+    def _on_stranger(self, link: LinkId, host: str, envelope: Envelope) -> None:
+        match envelope.message:
+            case Hello() as hello:
+                members.on_hello(self.run, link, host, hello)
+            case Resume() as resume:
+                try:
+                    members.on_resume(self.run, link, envelope, resume)
+                except ProtocolError as error:
+                    peer = self.run.peers[resume.peer]
+                    members.refuse(self.run, link, f"cannot resume: {error}")
+                    members.remove(self.run, peer, f"it broke the protocol: {error}")
+            case other:
+                members.refuse(self.run, link, f"{type(other).__name__} before hello")
+
+    def _on_message(self, peer: Peer, envelope: Envelope) -> None:
+        run = self.run
+        match envelope.message:
+            case Heartbeat() as heartbeat:
+                members.on_heartbeat(run, peer, heartbeat)
+            case Began() as began:
+                collectives.on_began(run, peer, began)
+                admission.on_began(run, peer)
+            case Finished() as finished:
+                collectives.on_finished(run, peer, finished)
+            case GiveUp() as give_up:
+                collectives.on_give_up(run, peer, give_up)
+            case Vote() as vote:
+                admission.on_vote(run, peer, vote)
+            case GiveUpVote() as give_up_vote:
+                admission.on_give_up_vote(run, peer, give_up_vote)
+            case LinkReady() as link_ready:
+                openings.on_link_ready(run, peer, link_ready)
+            case LinkFailed() as link_failed:
+                openings.on_link_failed(run, peer, link_failed)
+            case Leave():
+                members.on_leave(run, peer)
+            case other:
+                raise ProtocolError(f"a peer does not send {type(other).__name__}")
+
+    # -- conclusions --------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Draw all conclusions from the facts, until there are none left."""
+        run = self.run
+        for _ in range(10_000):
+            if run.condemned:
+                peer_id, reason = run.condemned.pop(0)
+                if peer_id in run.peers:
+                    members.remove(run, run.peers[peer_id], reason)
+                continue
+            if any(openings.settle_doubts(run, group) for group in run.groups.values()):
+                continue
+            unproposed = [g for g in run.groups.values() if g.wanted and g.proposal is None]
+            if unproposed:
+                for group in unproposed:
+                    openings.propose(run, group)
+                continue
+            if openings.maybe_open(run) or admission.maybe_admit(run):
+                continue
+            return
+        raise InvariantError("conclusions do not end", self._tell_story())
+
+    def _check(self, *, ticked: bool) -> None:
+        """Invariants that hold between any two steps."""
+        run = self.run
+        peers = run.peers.values()
+        groups = run.groups.values()
+        linked = [peer_id for _, peer_id in run.links.values() if peer_id is not None]
+        for holds, broken in (
+            (len(set(linked)) == len(linked), "two connections for one peer"),
+            (all(p.link is None or run.links[p.link][1] == p.id for p in peers), "a stray link"),
+            (all(m in run.peers for g in groups for m in g.ring_order), "a member is no peer"),
+            (all(g.generation <= g.proposed_generation for g in groups), "opened, not proposed"),
+            (all(not (g.wanted and g.open) for g in groups), "operations in a closed generation"),
+            (all(not g.wanted or g.proposal for g in groups), "a group waits for no proposal"),
+            (all(g.wanted or not g.proposal for g in groups), "a proposal that nobody wants"),
+            (
+                all(set(c.finished) <= set(c.began) for g in groups for c in g.open.values()),
+                "finished before it began",
+            ),
+            (
+                all(len(c.finished) < len(g.ring_order) for g in groups for c in g.open.values()),
+                "all finished, no verdict",
+            ),
+            (
+                all(p.vote is None or run.is_member(p) for p in peers),
+                "a pending peer has a vote",
+            ),
+            (
+                len({g.wanted is Wanted.ADMISSION for g in groups if g.wanted}) < 2
+                or any(g.wanted is Wanted.REPAIR for g in groups),
+                "an admission without its groups",
+            ),
+            (not run.condemned, "a condemned peer is still here"),
+            (not ticked or min(at for at, _ in self._timers()) > run.now, "a Tick left work due"),
+        ):
+            if not holds:
+                raise InvariantError(broken, self._tell_story())
+
+    def _tell_story(self) -> list[str]:
+        return [f"t={now:.3f} {event}" for now, event in self._story]

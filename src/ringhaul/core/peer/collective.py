@@ -1,0 +1,223 @@
+"""The peer's half of a collective: attempts, verdicts, and giving up.
+
+Decides the key of a call, when an attempt begins, and how a call ends.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from ringhaul.core.peer.model import Call, Failure, State
+from ringhaul.core.peer.steps import (
+    BeginTransfer,
+    CallGivenUp,
+    CollectiveCalled,
+    Complete,
+    DropTransfer,
+    Fail,
+    FollowSyncPlan,
+    TransferDone,
+    View,
+)
+from ringhaul.errors import (
+    CallTimeout,
+    CollectiveAborted,
+    MismatchError,
+    RinghaulError,
+    StateError,
+)
+from ringhaul.ids import OpKey
+from ringhaul.limits import VERDICTS_KEPT_MAX
+from ringhaul.wire.coordinator_messages import (
+    Began,
+    Finished,
+    GiveUp,
+    Outcome,
+    SyncPlan,
+    Verdict,
+)
+from ringhaul.wire.records import CollectiveKind
+
+
+def on_called(state: State, event: CollectiveCalled) -> None:
+    """The caller is in a collective: it gets its key, which never changes."""
+    key = OpKey(event.tag, state.ordinals[event.tag])
+    state.ordinals[event.tag] += 1
+    deadline_at = float("inf") if event.timeout_s is None else state.now + event.timeout_s
+    call = Call(
+        id=event.call,
+        key=key,
+        call_index=state.call_count,
+        asked=event,
+        deadline_at=deadline_at,
+    )
+    state.call_count += 1
+    state.is_fresh = False
+    state.calls[key] = call
+    if key in state.failures:
+        _maybe_fail(state, call)
+    elif state.proposal is None:
+        _begin(state, call)
+
+
+def _begin(state: State, call: Call) -> None:
+    """Start an attempt in the open generation; nobody is asked first."""
+    required = state.options.min_world_size
+    if len(state.ring_order) < required:
+        text = f"{len(state.ring_order)} members are left, {required} are required: call admit"
+        error = CollectiveAborted(text, generation=state.generation, tag=call.key.tag)
+        del state.calls[call.key]
+        state.effects.append(Fail(call.id, error))
+        return
+    call.attempt = state.generation
+    call.attempts += 1
+    call.is_finished = False
+    call.sync_planned = False
+    began = Began(
+        generation=state.generation,
+        key=call.key,
+        call_index=call.call_index,
+        signature=call.asked.signature,
+        state=call.asked.state,
+    )
+    state.send(began)
+    match call.asked.signature.kind:
+        case CollectiveKind.BARRIER:
+            _finish(state, call, None)
+        case CollectiveKind.ALL_REDUCE:
+            begin = BeginTransfer(
+                call=call.id,
+                key=call.key,
+                generation=state.generation,
+                rank=state.rank,
+                world_size=len(state.ring_order),
+            )
+            state.effects.append(begin)
+        case CollectiveKind.SYNC_STATE:
+            pass  # data moves once the coordinator has elected
+
+
+def _finish(state: State, call: Call, digest: bytes | None) -> None:
+    assert call.attempt is not None
+    call.is_finished = True
+    state.send(Finished(generation=call.attempt, key=call.key, digest=digest))
+
+
+def on_transfer_done(state: State, event: TransferDone) -> None:
+    """All data is here: tell the coordinator, wait for the verdict."""
+    call = state.call_by_id(event.call)
+    if call is None or call.attempt != event.generation or call.is_finished:
+        return
+    _finish(state, call, event.digest)
+
+
+def on_sync_plan(state: State, message: SyncPlan) -> None:
+    """A state was elected: fetch it, or keep ours and serve it."""
+    call = state.calls.get(message.key)
+    if call is None or call.attempt != message.generation or call.sync_planned:
+        return
+    call.sync_planned = True
+    state.effects.append(FollowSyncPlan(call.id, message))
+
+
+def on_opened(state: State, view: View) -> None:
+    """A generation is open: errors that wait for it are told, the other calls begin again."""
+    for failure in state.failures.values():
+        failure.view = failure.view or view
+    for call in sorted(state.calls.values(), key=lambda call: call.call_index):
+        if call.key in state.failures:
+            _maybe_fail(state, call)
+        elif call.attempt is None:
+            _begin(state, call)
+
+
+def on_verdict(state: State, message: Verdict) -> None:
+    """The coordinator has decided. It may be about a key that our caller has yet to come to."""
+    call = state.calls.get(message.key)
+    view = state.view(message.generation, message.ring_order, message.counts)
+    match message.outcome:
+        case Outcome.COMMITTED:
+            if call is not None and call.attempt is not None and call.is_finished:
+                del state.calls[call.key]
+                state.effects.append(Complete(call=call.id, view=view, attempts=call.attempts))
+        case Outcome.ABORTED:
+            if call is not None and call.attempt == message.generation:
+                _drop(state, call)
+        case _:
+            # after a loss the caller shall find the next generation open
+            known = None if message.outcome is Outcome.LOST else view
+            state.failures[message.key] = Failure(verdict=message, view=known)
+            while len(state.failures) > VERDICTS_KEPT_MAX:
+                state.failures.popitem(last=False)
+            if call is not None:
+                _drop(state, call)
+                _maybe_fail(state, call)
+
+
+def _drop(state: State, call: Call) -> None:
+    if call.attempt is not None:
+        call.attempt = None
+        call.is_finished = False
+        state.effects.append(DropTransfer(call.id))
+
+
+def _maybe_fail(state: State, call: Call) -> None:
+    """End a call whose key has failed for all, if the view is known."""
+    failure = state.failures[call.key]
+    if failure.view is None:
+        return
+    del state.failures[call.key]
+    del state.calls[call.key]
+    state.effects.append(Fail(call.id, error_of(failure.verdict), failure.view))
+
+
+def error_of(verdict: Verdict) -> RinghaulError:
+    """The exception that a verdict means for the caller."""
+    generation, tag, peers = verdict.generation, verdict.key.tag, verdict.culprits
+    text = verdict.detail
+    kind: type[RinghaulError]
+    match verdict.outcome:
+        case Outcome.LOST:
+            kind = CollectiveAborted
+            text += "; nobody got a result, the next generation is open: call again"
+        case Outcome.INTERRUPTED:
+            kind = CollectiveAborted
+            text = f"interrupted by {text}; nobody got a result"
+        case Outcome.TIMEOUT:
+            kind = CallTimeout
+        case Outcome.MISMATCH:
+            kind = MismatchError
+        case Outcome.NO_STATE:
+            kind = StateError
+        case _:
+            kind = RinghaulError
+    return kind(text, generation=generation, tag=tag, peers=peers)
+
+
+def give_up(state: State, call: Call, outcome: Outcome, detail: str) -> None:
+    """Ask for the end of an operation, for all; the verdict may still be that it is done."""
+    if call.gave_up:
+        return
+    call.gave_up = True
+    state.send(
+        GiveUp(generation=state.generation, key=call.key, outcome=outcome, detail=detail[:1000])
+    )
+
+
+def on_given_up(state: State, event: CallGivenUp) -> None:
+    """The caller was interrupted, or cannot do its part."""
+    call = state.call_by_id(event.call)
+    if call is not None:
+        give_up(state, call, event.outcome, event.detail)
+
+
+def timers(state: State) -> Iterator[tuple[float, Callable[[State], None]]]:
+    """Deadlines that callers have set."""
+    for call in state.calls.values():
+        if not call.gave_up:
+            yield call.deadline_at, partial(_on_timeout, call=call)
+
+
+def _on_timeout(state: State, *, call: Call) -> None:
+    timeout_s = call.asked.timeout_s
+    text = f"{call.asked.signature} as operation {call.key} took longer than {timeout_s:g} s"
+    give_up(state, call, Outcome.TIMEOUT, text)

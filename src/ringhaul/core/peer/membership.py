@@ -1,0 +1,157 @@
+"""The peer's half of `admit` and of opening generations.
+
+Decides when links are made, when a generation is in use, and how an `admit` ends.
+"""
+
+from ringhaul.core.peer import collective
+from ringhaul.core.peer.model import Admit, Phase, State
+from ringhaul.core.peer.steps import (
+    AdmitCalled,
+    Complete,
+    DropTransfer,
+    Fail,
+    Joined,
+    LinkBroken,
+    LinkUp,
+    MakeLinks,
+    UseRing,
+)
+from ringhaul.errors import CallTimeout, CollectiveAborted, MismatchError, RinghaulError
+from ringhaul.wire.coordinator_messages import (
+    GiveUpVote,
+    LinkFailed,
+    LinkReady,
+    Opened,
+    Proposal,
+    Vote,
+    VoteOutcome,
+    VoteResult,
+)
+
+
+def on_proposal(state: State, message: Proposal) -> None:
+    """A new ring is tried: what has no verdict runs again in it."""
+    if message.generation <= state.generation:
+        return
+    state.proposal = message
+    state.broken.clear()
+    for call in state.calls.values():
+        if call.attempt is not None:
+            call.attempt = None
+            call.is_finished = False
+            state.effects.append(DropTransfer(call.id))
+    state.effects.append(MakeLinks(message))
+
+
+def on_link_up(state: State, event: LinkUp) -> None:
+    """Our link of the proposed ring is up."""
+    if state.proposal is not None and event.generation == state.proposal.generation:
+        state.send(LinkReady(generation=event.generation))
+
+
+def on_link_broken(state: State, event: LinkBroken) -> None:
+    """A neighbour's link broke: the coordinator finds out who is at fault."""
+    generation = state.generation
+    ring_order = state.ring_order
+    if state.proposal is not None:
+        generation, ring_order = state.proposal.generation, state.proposal.ring_order
+    if event.neighbour not in ring_order or (generation, event.neighbour) in state.broken:
+        return
+    state.broken.add((generation, event.neighbour))
+    message = LinkFailed(
+        generation=generation,
+        neighbour=event.neighbour,
+        refused=event.refused,
+        reason=event.reason[:1000],
+    )
+    state.send(message)
+
+
+def on_opened(state: State, message: Opened) -> None:
+    """A generation is open: begin, or begin again, what waits for it."""
+    state.generation = message.generation
+    state.ring_order = message.ring_order
+    state.proposal = None
+    state.broken.clear()
+    state.effects.append(UseRing(message.generation))
+    view = state.view(message.generation, message.ring_order, message.counts, message.joined)
+    if message.admission:
+        state.call_count = 0
+        state.ordinals.clear()
+        state.admit_index = 0
+        state.is_fresh = False
+        state.failures.clear()
+        state.vote_results.clear()
+    if state.phase is Phase.PENDING:
+        state.phase = Phase.MEMBER
+        state.is_fresh = True
+        state.effects.append(Joined(view))
+    elif message.admission and state.admit is not None:
+        state.effects.append(Complete(call=state.admit.id, view=view))
+        state.admit = None
+    collective.on_opened(state, view)
+
+
+def on_admit_called(state: State, event: AdmitCalled) -> None:
+    """The caller is in `admit`: vote, unless this `admit` has already failed for all."""
+    deadline_at = float("inf") if event.timeout_s is None else state.now + event.timeout_s
+    assert state.admit is None, "two admits at once"
+    state.admit = Admit(id=event.call, deadline_at=deadline_at)
+    result = state.vote_results.get(state.admit_index)
+    if result is not None:
+        _finish(state, result)
+        return
+    vote = Vote(
+        generation=state.generation,
+        index=state.admit_index,
+        calls_made=state.call_count,
+        fresh=state.is_fresh,
+    )
+    state.is_fresh = False
+    state.send(vote)
+
+
+def give_up(state: State, outcome: VoteOutcome, detail: str) -> None:
+    """The caller of `admit` cannot wait: ask for the end of it, for all."""
+    if state.admit is None or state.admit.gave_up:
+        return
+    state.admit.gave_up = True
+    state.send(
+        GiveUpVote(
+            generation=state.generation, index=state.admit_index, outcome=outcome, detail=detail
+        )
+    )
+
+
+def on_vote_result(state: State, message: VoteResult) -> None:
+    """An `admit` ended without a new generation; perhaps one that we come to later."""
+    if message.index < state.admit_index:
+        return
+    if message.index > state.admit_index or state.admit is None:
+        if message.outcome is not VoteOutcome.SKIPPED:
+            state.vote_results[message.index] = message
+        return
+    _finish(state, message)
+
+
+def _finish(state: State, result: VoteResult) -> None:
+    assert state.admit is not None
+    call = state.admit.id
+    state.admit = None
+    view = state.view(result.generation, result.ring_order, result.counts)
+    if result.outcome is not VoteOutcome.SKIPPED:
+        state.vote_results.pop(state.admit_index, None)
+        state.admit_index += 1
+    facts = {"generation": result.generation, "peers": result.culprits}
+    error: RinghaulError
+    match result.outcome:
+        case VoteOutcome.UNCHANGED | VoteOutcome.SKIPPED:
+            state.effects.append(Complete(call=call, view=view))
+            return
+        case VoteOutcome.TIMEOUT:
+            error = CallTimeout(f"admit: {result.detail}", **facts)  # type: ignore[arg-type]
+        case VoteOutcome.MISMATCH:
+            error = MismatchError(result.detail, **facts)  # type: ignore[arg-type]
+        case VoteOutcome.INTERRUPTED:
+            error = CollectiveAborted(f"admit was interrupted by {result.detail}", **facts)  # type: ignore[arg-type]
+    state.effects.append(Fail(call, error, view))

@@ -1,0 +1,178 @@
+"""What a peer knows: facts only, and how it speaks to the coordinator. Decides nothing."""
+
+import enum
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+
+from ringhaul import limits
+from ringhaul.core.peer.steps import CollectiveCalled, Effect, Stop, View
+from ringhaul.core.session import Session
+from ringhaul.core.steps import Close, Log, Send
+from ringhaul.errors import RinghaulError
+from ringhaul.ids import NO_GENERATION, CallId, Generation, LinkId, OpKey, PeerId, Rank
+from ringhaul.wire.codec import Envelope
+from ringhaul.wire.coordinator_messages import Proposal, Verdict, VoteResult
+from ringhaul.wire.message import Message
+from ringhaul.wire.records import Address, Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerOptions:
+    """What the caller of `connect` asked for. Seconds."""
+
+    coordinator: str
+    name: str
+    group: int
+    addresses: tuple[Address, ...]
+    min_world_size: int = 1
+    #: For reaching the coordinator.
+    timeout_s: float = 60.0
+    #: For being let in; None: as long as it takes.
+    admission_timeout_s: float | None = None
+    coordinator_grace_s: float = limits.COORDINATOR_GRACE_S
+
+
+class Phase(enum.Enum):
+    """How far this peer is."""
+
+    STRANGER = "stranger"  # not welcomed yet
+    PENDING = "pending"
+    MEMBER = "member"
+    LEAVING = "leaving"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A collective that the caller waits for."""
+
+    id: CallId
+    key: OpKey
+    call_index: int
+    asked: CollectiveCalled
+    deadline_at: float
+    #: The generation whose attempt is under way; None between attempts.
+    attempt: Generation | None = None
+    attempts: int = 0
+    is_finished: bool = False
+    gave_up: bool = False
+    sync_planned: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Admit:
+    """An `admit` that the caller waits for."""
+
+    id: CallId
+    deadline_at: float
+    gave_up: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Failure:
+    """A key failed for all. The caller hears of it when the view is known."""
+
+    verdict: Verdict
+    view: View | None
+
+
+class State:
+    """All facts, the effects of the current step, and derived views."""
+
+    def __init__(self, options: PeerOptions) -> None:
+        self.options = options
+        self.now = 0.0
+        self.effects: list[Effect] = []
+        self.phase = Phase.STRANGER
+        # the session
+        self.run_id = bytes(16)
+        self.incarnation = 0
+        self.peer_id = PeerId("")
+        self.secret = bytes(16)
+        self.session = Session()
+        self.link: LinkId | None = None
+        self.is_resumed = False
+        self.is_dialling = False
+        self.heard_at = 0.0
+        self.away_since = 0.0
+        self.redial_at: float | None = None
+        self.heartbeat_at = 0.0
+        self.heartbeat_interval_s = limits.HEARTBEAT_INTERVAL_S
+        self.last_reason = "no attempt was made"
+        self.started_at = 0.0
+        self.leave_by = 0.0
+        # the membership
+        self.generation = NO_GENERATION
+        self.ring_order: tuple[PeerId, ...] = ()
+        #: The newest proposal that is not opened yet.
+        self.proposal: Proposal | None = None
+        self.broken: set[tuple[Generation, PeerId]] = set()
+        # since the last admission
+        self.call_count = 0
+        self.ordinals: Counter[str | None] = Counter()
+        self.admit_index = 0
+        self.is_fresh = True
+        self.failures: OrderedDict[OpKey, Failure] = OrderedDict()
+        self.vote_results: dict[int, VoteResult] = {}
+        # calls
+        self.calls: dict[OpKey, Call] = {}
+        self.admit: Admit | None = None
+
+    @property
+    def rank(self) -> Rank:
+        """This peer's place in the open generation's ring."""
+        return Rank(self.ring_order.index(self.peer_id))
+
+    def call_by_id(self, call: CallId) -> Call | None:
+        """The open collective that the runner knows by this number."""
+        return next((c for c in self.calls.values() if c.id == call), None)
+
+    def view(
+        self,
+        generation: Generation,
+        ring_order: tuple[PeerId, ...],
+        counts: Counts,
+        joined: tuple[PeerId, ...] = (),
+    ) -> View:
+        """What the caller shall see after the call that this ends."""
+        return View(generation=generation, ring_order=ring_order, counts=counts, joined=joined)
+
+    def send(self, message: Message) -> None:
+        """Send a message of the session; kept and sent again if the connection breaks."""
+        seq = self.session.number(message)
+        if self.link is not None and self.is_resumed:
+            self._emit(message, seq)
+
+    def send_unnumbered(self, message: Message) -> None:
+        """Send a message that need not survive the connection."""
+        if self.link is not None:
+            self._emit(message, 0)
+
+    def send_again(self) -> None:
+        """Send all that the coordinator has not acknowledged."""
+        for seq, message in self.session.unacknowledged():
+            self._emit(message, seq)
+
+    def _emit(self, message: Message, seq: int) -> None:
+        assert self.link is not None
+        envelope = Envelope(
+            message=message,
+            run_id=self.run_id,
+            incarnation=self.incarnation,
+            seq=seq,
+            ack=self.session.received,
+        )
+        self.effects.append(Send(self.link, envelope))
+
+    def log(self, text: str, *, important: bool = True) -> None:
+        """Tell the operator."""
+        self.effects.append(Log(text, important))
+
+    def stop(self, error: RinghaulError | None) -> None:
+        """End it all; the runner fails the calls that are open."""
+        if self.phase is not Phase.STOPPED:
+            self.phase = Phase.STOPPED
+            if self.link is not None:
+                self.effects.append(Close(self.link, "stopped"))
+                self.link = None
+            self.effects.append(Stop(error))

@@ -1,0 +1,51 @@
+"""Events and effects that both machines share. Decides nothing."""
+
+from dataclasses import dataclass
+
+from ringhaul.ids import LinkId
+from ringhaul.wire.codec import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Event: a message arrived on a control connection."""
+
+    link: LinkId
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """Event: a control connection ended, or sent something that is no message."""
+
+    link: LinkId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Event: the deadline that `next_deadline` named has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Effect: send a message on a control connection; never waits."""
+
+    link: LinkId
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Effect: close a control connection once all that was sent before is out."""
+
+    link: LinkId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Effect: tell the operator. `important` is for the INFO level, else DEBUG."""
+
+    text: str
+    important: bool = True

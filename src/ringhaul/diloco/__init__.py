@@ -1,0 +1,1 @@
+"""Training with rare communication: outer optimizers and loops over the public API."""

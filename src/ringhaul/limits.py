@@ -1,0 +1,80 @@
+"""Every bound and default, with its reason. Units stand at the end of the name."""
+
+#: Spoken between all parts; a peer with another number is refused with both numbers named.
+PROTOCOL_VERSION = 1
+DEFAULT_PORT = 48148
+
+# -- Messages -------------------------------------------------------------------------------
+
+#: A proposal for PEERS_MAX peers fits; anything longer is garbage or an attack.
+FRAME_BYTES_MAX = 1 << 20
+#: Members of one group. The ring order of one proposal has to fit into a frame.
+PEERS_MAX = 1024
+#: Names, tags, reasons. Long enough for a sentence, short enough to be logged.
+TEXT_LENGTH_MAX = 1000
+NAME_LENGTH_MAX = 64
+TAG_LENGTH_MAX = 200
+#: Addresses one peer may offer: interfaces, families, and explicit ones.
+ADDRESSES_MAX = 16
+#: Arrays in one shared state: only their digest travels, this bounds what users may pass.
+STATE_ENTRIES_MAX = 100_000
+#: Operations one group may have open at once (DESIGN: windows of 8 are usual).
+OPEN_OPERATIONS_MAX = 10_000
+#: Verdicts the coordinator and a peer remember, for who comes to a key later.
+VERDICTS_KEPT_MAX = 65_536
+#: Control messages one side keeps until the other has them; a peer that does not
+#: acknowledge so many is gone in all but name.
+UNACKNOWLEDGED_MAX = 100_000
+
+# -- Time -----------------------------------------------------------------------------------
+
+HEARTBEAT_INTERVAL_S = 1.0
+#: A silent member is lost after this, if somebody waits for it, ...
+SILENCE_BUSY_S = 5.0
+#: ... else after this (a laptop's lid, a debugger).
+SILENCE_IDLE_S = 30.0
+#: A peer without control connection may resume its session for so long.
+SESSION_GRACE_S = 10.0
+#: Peers wait so long for a coordinator that is away.
+COORDINATOR_GRACE_S = 300.0
+#: A peer hears nothing from the coordinator for so long: it closes and redials.
+COORDINATOR_SILENCE_S = 8.0
+#: Between two attempts to reach the coordinator again; the first follows at once.
+REDIAL_INTERVAL_S = 0.25
+#: One attempt to reach the coordinator, handshake included.
+COORDINATOR_DIAL_S = 5.0
+#: A link to the next rank is dialled for so long, all addresses in parallel.
+LINK_DIAL_S = 3.0
+#: Members report a proposal's links within this, or are evicted; covers a dial and long paths.
+PROPOSAL_S = 3 * LINK_DIAL_S
+#: A gap between two steps of the coordinator beyond this is time in which it did not run.
+STALLED_CLOCK_S = 2.0
+#: A connection that has not proved who it is within this is closed.
+HANDSHAKE_S = 5.0
+#: How long `close` waits for the coordinator's goodbye.
+GOODBYE_S = 2.0
+#: After so long a waiting call says in the log who has not come.
+WAITING_REPORT_S = 30.0
+
+# -- Data -----------------------------------------------------------------------------------
+
+#: The unit of I/O: large enough that Python per segment does not show, small enough for the
+#: cache and the pipe (measured, DESIGN section 5: 512 KiB to 1 MiB best).
+SEGMENT_BYTES_MAX = 512 * 1024
+#: Below this a chunk is not cut further: the cost of a segment would outweigh the overlap.
+SEGMENT_BYTES_MIN = 64 * 1024
+#: Segments a chunk is cut into at least, if they are not too small: overlap within a step.
+SEGMENTS_PER_CHUNK_MIN = 4
+#: Bytes a sender may have under way, per link, for operations the receiver has not posted.
+EAGER_BYTES_MAX = 4 << 20
+#: TCP streams per link unless `streams=` says otherwise (measured on loopback: 2-4 best).
+STREAMS_DEFAULT = 2
+STREAMS_MAX = 64
+#: A link that broke so often since the last admission counts as unusable.
+LINK_BREAKS_MAX = 3
+#: Connections a listener holds before they have proved anything.
+UNPROVED_CONNECTIONS_MAX = 256
+#: Steps the search for a ring around unusable pairs may take.
+RING_SEARCH_STEPS_MAX = 20_000
+#: One read or write of a state transfer.
+STATE_BLOCK_BYTES = 1 << 20

@@ -1,0 +1,172 @@
+"""What one rank sends, receives and finishes in a ring all-reduce: chunks, segments, counts.
+
+Pure arithmetic on world size and element count. Decides nothing about streams, order of
+arrival or memory: a segment may be handled as soon as it is there, whatever came before it.
+"""
+
+import enum
+from dataclasses import dataclass
+
+from ringhaul import limits
+
+
+class Phase(enum.IntEnum):
+    """The halves of a ring all-reduce; the number is what segment headers carry."""
+
+    REDUCE_SCATTER = 0
+    ALL_GATHER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RingPlan:
+    """The part of one rank in an all-reduce of `element_count` elements.
+
+    Rank r sends to r + 1 and receives from r - 1 (mod world size). In the reduce-scatter
+    rank r begins by sending its own values of `first_chunk`; a received segment is combined
+    with the rank's own values and sent on, or, if it belongs to `owned_chunk`, is final and
+    begins its way through the all-gather. There a received segment is stored and sent on,
+    unless the next rank owns its chunk. In a world of one nothing is sent or received.
+
+    Args:
+        rank: in [0, world_size).
+        world_size: at least 1; the array is cut into as many chunks.
+        element_count: of the whole array, 0 or more.
+        segment_elements: elements per segment; the last segment of a chunk may be shorter.
+            The same on all ranks, in both phases.
+    """
+
+    rank: int
+    world_size: int
+    element_count: int
+    segment_elements: int
+
+    def __post_init__(self) -> None:
+        """A plan is made from checked numbers; anything else is our bug."""
+        assert 0 <= self.rank < self.world_size, self
+        assert self.element_count >= 0, self
+        assert self.segment_elements >= 1, self
+
+    @property
+    def first_chunk(self) -> int:
+        """The chunk whose own values this rank sends first; it is never reduced here."""
+        return (self.rank - 1) % self.world_size
+
+    @property
+    def owned_chunk(self) -> int:
+        """The chunk that this rank finishes."""
+        return self.rank
+
+    def chunk_bounds(self, chunk: int) -> tuple[int, int]:
+        """First element and end of `chunk`: as `np.array_split` cuts, longer chunks first."""
+        assert 0 <= chunk < self.world_size, (chunk, self)
+        base, longer = divmod(self.element_count, self.world_size)
+        start = chunk * base + min(chunk, longer)
+        return start, start + base + (chunk < longer)
+
+    def segment_count(self, chunk: int) -> int:
+        """Number of segments of `chunk`; 0 if it is empty."""
+        start, stop = self.chunk_bounds(chunk)
+        return -(-(stop - start) // self.segment_elements)
+
+    def segment_bounds(self, chunk: int, segment: int) -> tuple[int, int]:
+        """First element and end of a segment, counted from the start of the array."""
+        chunk_start, chunk_stop = self.chunk_bounds(chunk)
+        start = chunk_start + segment * self.segment_elements
+        assert chunk_start <= start < chunk_stop, (chunk, segment, self)
+        return start, min(start + self.segment_elements, chunk_stop)
+
+    def sends(self, phase: Phase, chunk: int) -> bool:
+        """Whether this rank sends `chunk` to the next in `phase`: its own, or passed on."""
+        if not 0 <= chunk < self.world_size:
+            return False
+        if phase is Phase.REDUCE_SCATTER:
+            return chunk != self.owned_chunk
+        return chunk != (self.rank + 1) % self.world_size
+
+    def receives(self, phase: Phase, chunk: int) -> bool:
+        """Whether this rank receives `chunk` in `phase`; False for a chunk there is not."""
+        if not 0 <= chunk < self.world_size:
+            return False
+        if phase is Phase.REDUCE_SCATTER:
+            return chunk != self.first_chunk
+        return chunk != self.owned_chunk
+
+    def receives_segment(self, phase: Phase, chunk: int, segment: int) -> bool:
+        """Whether a header with these numbers may come: False for whatever is impossible."""
+        return self.receives(phase, chunk) and 0 <= segment < self.segment_count(chunk)
+
+    def passes_on(self, phase: Phase, chunk: int) -> bool:
+        """Whether a segment of `chunk` goes on to the next rank in the phase it came in.
+
+        A reduce-scatter segment that does not is final: it opens the all-gather of its chunk.
+        """
+        return self.sends(phase, chunk)
+
+    @property
+    def expected_segment_count(self) -> int:
+        """All segments that this rank receives, over both phases."""
+        return (
+            2 * self._array_segment_count
+            - self.segment_count(self.first_chunk)
+            - self.segment_count(self.owned_chunk)
+        )
+
+    @property
+    def sent_segment_count(self) -> int:
+        """All segments that this rank sends, over both phases."""
+        return (
+            2 * self._array_segment_count
+            - self.segment_count(self.owned_chunk)
+            - self.segment_count((self.rank + 1) % self.world_size)
+        )
+
+    @property
+    def bitmap_size(self) -> int:
+        """Bits that tell which segments have been received: one per `segment_index`."""
+        return 2 * self._array_segment_count
+
+    def segment_index(self, phase: Phase, chunk: int, segment: int) -> int:
+        """The number of a segment in [0, bitmap_size), different for every segment.
+
+        Dense over all chunks, so a bitmap also has (unused) bits for what is never received.
+        """
+        assert 0 <= segment < self.segment_count(chunk), (chunk, segment, self)
+        return phase * self._array_segment_count + self._segments_before(chunk) + segment
+
+    @property
+    def _array_segment_count(self) -> int:
+        return self._segments_before(self.world_size)
+
+    def _segments_before(self, chunk: int) -> int:
+        """Segments of all chunks below `chunk`, which may be the world size."""
+        base, longer = divmod(self.element_count, self.world_size)
+        in_longer = -(-(base + 1) // self.segment_elements)
+        in_shorter = -(-base // self.segment_elements)
+        return min(chunk, longer) * in_longer + max(chunk - longer, 0) * in_shorter
+
+
+def plan_ring(rank: int, world_size: int, element_count: int, itemsize: int) -> RingPlan:
+    """Plan a ring all-reduce for one rank.
+
+    The size of a segment depends only on what is the same on all ranks. A chunk is cut into
+    at least `SEGMENTS_PER_CHUNK_MIN` segments unless they fell below `SEGMENT_BYTES_MIN`,
+    and into equal parts, so that no sliver is left at its end.
+
+    Args:
+        rank: of this peer, in [0, world_size).
+        world_size: number of members, at least 1.
+        element_count: of the whole array.
+        itemsize: bytes of one element in the widest form that travels: for float16 summed
+            in float32 it is 4.
+    """
+    assert itemsize >= 1, itemsize
+    chunk_elements = -(-element_count // world_size)
+    elements_max = max(1, limits.SEGMENT_BYTES_MAX // itemsize)
+    elements_min = max(1, limits.SEGMENT_BYTES_MIN // itemsize)
+    parts = max(
+        1,
+        -(-chunk_elements // elements_max),
+        min(limits.SEGMENTS_PER_CHUNK_MIN, chunk_elements // elements_min),
+    )
+    segment_elements = max(1, -(-chunk_elements // parts))
+    return RingPlan(rank, world_size, element_count, segment_elements)

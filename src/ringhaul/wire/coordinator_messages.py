@@ -1,0 +1,374 @@
+"""Messages between a peer and the coordinator.
+
+Those of a session (all but the handshake and heartbeats) are numbered, kept until
+acknowledged, and sent again when a session is resumed on a new connection.
+"""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from ringhaul.errors import WireError
+from ringhaul.ids import Generation, OpKey, PeerId
+from ringhaul.limits import PEERS_MAX, PROTOCOL_VERSION
+from ringhaul.wire.fields import (
+    address_host,
+    boolean,
+    name_text,
+    one_of,
+    optional,
+    peer_id,
+    record_of,
+    seconds,
+    text,
+    token,
+    tuple_of,
+    uint,
+    uint_up_to,
+)
+from ringhaul.wire.message import Message, message
+from ringhaul.wire.records import (
+    Address,
+    Counts,
+    Signature,
+    StateReport,
+    Ticket,
+    addresses,
+    op_key,
+)
+
+group_number = uint_up_to(2**32 - 1)
+peer_ids = tuple_of(peer_id, max_len=PEERS_MAX)
+
+
+def check_version(values: Sequence[object]) -> None:
+    """Refuse another version of the protocol before its unknown fields are read."""
+    if values and type(values[0]) is int and values[0] != PROTOCOL_VERSION:
+        raise WireError(
+            f"protocol version {values[0]} was spoken, this side speaks {PROTOCOL_VERSION}: "
+            "install the same ringhaul on both"
+        )
+
+
+# -- Handshake: not numbered ------------------------------------------------------------------
+
+
+@message(kind=1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(Message):
+    """Peer -> coordinator, first on a new connection: may I take part?"""
+
+    version: Annotated[int, uint]
+    name: Annotated[str, name_text]
+    group: Annotated[int, group_number]
+    #: Where it listens, best first. The coordinator adds the address it sees.
+    addresses: Annotated[tuple[Address, ...], addresses]
+    min_world_size: Annotated[int, uint_up_to(PEERS_MAX)]
+
+    def problem(self) -> str | None:
+        """A peer has to listen somewhere, and counts itself."""
+        if not self.addresses:
+            return "no address to reach the peer at"
+        if self.min_world_size < 1:
+            return "min_world_size is 0"
+        return None
+
+
+@message(kind=2)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume(Message):
+    """Peer -> coordinator, first on a new connection: it is me again.
+
+    The envelope's `ack` is the last message received before.
+    """
+
+    version: Annotated[int, uint]
+    peer: Annotated[PeerId, peer_id]
+    secret: Annotated[bytes, token]
+
+
+@message(kind=3)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(Message):
+    """Coordinator -> peer, answer to `Hello`: the peer has a session and is pending."""
+
+    peer: Annotated[PeerId, peer_id]
+    secret: Annotated[bytes, token]
+    #: The address the coordinator sees the peer at.
+    seen_host: Annotated[str, address_host]
+    heartbeat_interval_s: Annotated[float, seconds]
+
+
+@message(kind=4)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Message):
+    """Coordinator -> peer, answer to `Resume`. `ack` is the last message received before."""
+
+
+@message(kind=5)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(Message):
+    """Coordinator -> peer, before it closes the connection: why."""
+
+    reason: Annotated[str, text]
+    #: The session named is not known here: it was evicted, or never existed.
+    unknown_session: Annotated[bool, boolean] = False
+
+
+@message(kind=6)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat(Message):
+    """Both ways, once an interval: I live, and `ack` says what I have."""
+
+    #: Not 0: the receiver shall answer at once with this number as `pong`.
+    ping: Annotated[int, uint] = 0
+    pong: Annotated[int, uint] = 0
+
+
+# -- Membership -------------------------------------------------------------------------------
+
+
+@message(kind=10)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote(Message):
+    """Member -> coordinator: its caller is in `admit`."""
+
+    generation: Annotated[Generation, uint]
+    #: How many `admit`s this member has finished since the last admission.
+    index: Annotated[int, uint]
+    #: Collectives called since the last admission; has to be equal within a group.
+    calls_made: Annotated[int, uint]
+    #: The first call since it was admitted: may be skipped if the others do something else.
+    fresh: Annotated[bool, boolean]
+
+
+class VoteOutcome(enum.Enum):
+    """How an `admit` ended that opened nothing."""
+
+    UNCHANGED = "unchanged"
+    SKIPPED = "skipped"
+    MISMATCH = "mismatch"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+
+
+@message(kind=11)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteResult(Message):
+    """Coordinator -> members: `admit` number `index` opened nothing. The generation stays."""
+
+    index: Annotated[int, uint]
+    outcome: Annotated[VoteOutcome, one_of(VoteOutcome)]
+    generation: Annotated[Generation, uint]
+    ring_order: Annotated[tuple[PeerId, ...], peer_ids]
+    counts: Annotated[Counts, record_of(Counts)]
+    culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
+    detail: Annotated[str, text] = ""
+
+
+@message(kind=12)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUpVote(Message):
+    """Member -> coordinator: its `admit` shall end without result, for all."""
+
+    generation: Annotated[Generation, uint]
+    index: Annotated[int, uint]
+    outcome: Annotated[VoteOutcome, one_of(VoteOutcome)]
+    detail: Annotated[str, text]
+
+    def problem(self) -> str | None:
+        """Members may only end a vote by their own timeout or interrupt."""
+        allowed = (VoteOutcome.TIMEOUT, VoteOutcome.INTERRUPTED)
+        return None if self.outcome in allowed else f"a member may not say {self.outcome}"
+
+
+@message(kind=13)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal(Message):
+    """Coordinator -> each peer of a ring to be: make your links, then report.
+
+    Work of older generations is over, unless its verdict has been sent before.
+    """
+
+    generation: Annotated[Generation, uint]
+    ring_order: Annotated[tuple[PeerId, ...], peer_ids]
+    #: The next rank, to be dialled; None in a world of one.
+    next: Annotated[Ticket | None, optional(record_of(Ticket))]
+    #: The previous rank, which will dial.
+    previous: Annotated[Ticket | None, optional(record_of(Ticket))]
+
+    def problem(self) -> str | None:
+        """A ring has peers, each once, and links if it has more than one."""
+        if not self.ring_order or len(set(self.ring_order)) != len(self.ring_order):
+            return "ring_order is empty or names a peer twice"
+        alone = len(self.ring_order) == 1
+        if alone != (self.next is None) or alone != (self.previous is None):
+            return "tickets do not fit the ring order"
+        return None
+
+
+@message(kind=14)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkReady(Message):
+    """Peer -> coordinator: the link to my next rank is up, proved from both ends."""
+
+    generation: Annotated[Generation, uint]
+
+
+@message(kind=15)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkFailed(Message):
+    """Peer -> coordinator: the link with a neighbour broke, or could not be made."""
+
+    generation: Annotated[Generation, uint]
+    neighbour: Annotated[PeerId, peer_id]
+    #: A new connection to the neighbour was refused: the second witness of a death.
+    refused: Annotated[bool, boolean]
+    reason: Annotated[str, text]
+
+
+@message(kind=16)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened(Message):
+    """Coordinator -> every member of a group: all links are ready, the generation is open."""
+
+    generation: Annotated[Generation, uint]
+    ring_order: Annotated[tuple[PeerId, ...], peer_ids]
+    #: By an admission: operations are counted from 0 again.
+    admission: Annotated[bool, boolean]
+    joined: Annotated[tuple[PeerId, ...], peer_ids]
+    counts: Annotated[Counts, record_of(Counts)]
+
+    def problem(self) -> str | None:
+        """Generation 0 is before the first; a ring names each peer once."""
+        if self.generation == 0:
+            return "generation 0 is never opened"
+        if not self.ring_order or len(set(self.ring_order)) != len(self.ring_order):
+            return "ring_order is empty or names a peer twice"
+        if not set(self.joined) <= set(self.ring_order):
+            return "joined names a peer outside the ring"
+        return None
+
+
+@message(kind=17)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave(Message):
+    """Peer -> coordinator: I go, in an orderly way."""
+
+
+@message(kind=18)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodbye(Message):
+    """Coordinator -> peer, answer to `Leave`: you may close everything."""
+
+
+@message(kind=19)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted(Message):
+    """Coordinator -> peer: you take no part any more. Final."""
+
+    reason: Annotated[str, text]
+
+
+# -- Collectives ------------------------------------------------------------------------------
+
+
+@message(kind=20)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Began(Message):
+    """Member -> coordinator: its caller is in this collective. No answer is awaited."""
+
+    generation: Annotated[Generation, uint]
+    key: Annotated[OpKey, op_key]
+    #: Position among all collectives of this member since the last admission.
+    call_index: Annotated[int, uint]
+    signature: Annotated[Signature, record_of(Signature)]
+    state: Annotated[StateReport | None, optional(record_of(StateReport))] = None
+
+
+@message(kind=21)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Message):
+    """Member -> coordinator: the result is here, whole; it waits for the verdict."""
+
+    generation: Annotated[Generation, uint]
+    key: Annotated[OpKey, op_key]
+    #: Of the result, where members compare; None where they do not.
+    digest: Annotated[bytes | None, optional(token)] = None
+
+
+class Outcome(enum.Enum):
+    """The verdict on a collective, the same on all members."""
+
+    COMMITTED = "committed"
+    #: Nobody has a result; the members run it again by themselves.
+    ABORTED = "aborted"
+    #: Nobody has a result, nor will; all callers get an error.
+    LOST = "lost"
+    MISMATCH = "mismatch"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    NO_STATE = "no_state"
+    DIVERGED = "diverged"
+
+
+@message(kind=22)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp(Message):
+    """Member -> coordinator: its caller cannot wait or go on. A request, not a verdict."""
+
+    generation: Annotated[Generation, uint]
+    key: Annotated[OpKey, op_key]
+    outcome: Annotated[Outcome, one_of(Outcome)]
+    detail: Annotated[str, text]
+
+    def problem(self) -> str | None:
+        """The other outcomes are the coordinator's to find."""
+        allowed = (Outcome.TIMEOUT, Outcome.INTERRUPTED, Outcome.FAILED, Outcome.NO_STATE)
+        return None if self.outcome in allowed else f"a member may not say {self.outcome}"
+
+
+@message(kind=23)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Message):
+    """Coordinator -> every member of the group: how a collective ended.
+
+    `ring_order` are the contributors if it is committed.
+    """
+
+    generation: Annotated[Generation, uint]
+    key: Annotated[OpKey, op_key]
+    outcome: Annotated[Outcome, one_of(Outcome)]
+    ring_order: Annotated[tuple[PeerId, ...], peer_ids]
+    counts: Annotated[Counts, record_of(Counts)]
+    culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
+    detail: Annotated[str, text] = ""
+
+
+@message(kind=24)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPlan(Message):
+    """Coordinator -> every member in `sync_state`: what was elected, and who fetches it.
+
+    A member that has to fetch gets `holders` to ask, in this order; a holder gets
+    `requesters`, whose tokens it is to accept.
+    """
+
+    generation: Annotated[Generation, uint]
+    key: Annotated[OpKey, op_key]
+    revision: Annotated[int, uint]
+    digest: Annotated[bytes, token]
+    holders: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+    requesters: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+
+
+@message(kind=25)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillWaiting(Message):
+    """Coordinator -> members that wait long: who has not come. For the log."""
+
+    what: Annotated[str, text]
+    missing: Annotated[tuple[PeerId, ...], peer_ids]
+    waited_s: Annotated[float, seconds]

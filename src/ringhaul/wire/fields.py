@@ -1,0 +1,180 @@
+"""Readers: one untrusted value -> a typed, bounded value, or `WireError`.
+
+A message class names one reader per field, as in `Annotated[Generation, uint]`. Records
+(frozen dataclasses inside messages) are read by the same machinery.
+"""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from ringhaul.errors import WireError
+from ringhaul.limits import ADDRESSES_MAX, NAME_LENGTH_MAX, TAG_LENGTH_MAX, TEXT_LENGTH_MAX
+
+T = TypeVar("T")
+Reader = Callable[[object], Any]
+
+UINT_MAX = 2**63 - 1
+
+
+def uint(value: object) -> int:
+    """An integer from 0 to 2**63 - 1."""
+    if type(value) is not int or not 0 <= value <= UINT_MAX:
+        raise WireError(f"not an unsigned integer: {value!r:.60}")
+    return value
+
+
+def uint_up_to(maximum: int) -> Reader:
+    """Make a reader of integers from 0 to `maximum`."""
+
+    def read(value: object) -> int:
+        number = uint(value)
+        if number > maximum:
+            raise WireError(f"{number} is more than {maximum}")
+        return number
+
+    return read
+
+
+def seconds(value: object) -> float:
+    """A finite duration, 0 to 10 million seconds."""
+    if type(value) not in (int, float) or not 0 <= value <= 1e7:  # type: ignore[operator]
+        raise WireError(f"not a duration: {value!r:.60}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def boolean(value: object) -> bool:
+    """True or false, not 0 or 1."""
+    if type(value) is not bool:
+        raise WireError(f"not a boolean: {value!r:.60}")
+    return value
+
+
+def text_up_to(length: int) -> Reader:
+    """Make a reader of strings of at most `length` characters."""
+
+    def read(value: object) -> str:
+        if type(value) is not str or len(value) > length:
+            raise WireError(f"not a string of at most {length} characters: {value!r:.60}")
+        return value
+
+    return read
+
+
+text = text_up_to(TEXT_LENGTH_MAX)
+name_text = text_up_to(NAME_LENGTH_MAX)
+tag_text = text_up_to(TAG_LENGTH_MAX)
+
+
+def blob(length: int) -> Reader:
+    """Make a reader of byte strings of exactly `length` bytes."""
+
+    def read(value: object) -> bytes:
+        if type(value) is not bytes or len(value) != length:
+            raise WireError(f"not {length} bytes: {value!r:.60}")
+        return value
+
+    return read
+
+
+#: Run ids, secrets, tokens and proofs.
+token = blob(16)
+
+
+def peer_id(value: object) -> str:
+    """A peer's id: printable, not empty."""
+    read: str = text_up_to(NAME_LENGTH_MAX + 16)(value)
+    if not read or not read.isprintable():
+        raise WireError(f"not a peer id: {value!r:.60}")
+    return read
+
+
+def optional(reader: Reader) -> Reader:
+    """Make a reader of what `reader` reads, or None."""
+
+    def read(value: object) -> Any:  # noqa: ANN401 - whatever `reader` gives
+        return None if value is None else reader(value)
+
+    return read
+
+
+def tuple_of(reader: Reader, *, max_len: int) -> Reader:
+    """Make a reader of at most `max_len` values."""
+
+    def read(value: object) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) > max_len:
+            raise WireError(f"not a list of at most {max_len} values")
+        return tuple(reader(item) for item in value)
+
+    return read
+
+
+def one_of(kind: type[enum.Enum]) -> Reader:
+    """Make a reader of the values of an enumeration."""
+    members = {member.value: member for member in kind}
+
+    def read(value: object) -> enum.Enum:
+        if type(value) not in (int, str) or value not in members:
+            raise WireError(f"not a {kind.__name__}: {value!r:.60}")
+        return members[value]
+
+    return read
+
+
+@functools.cache
+def readers_of(record: type) -> tuple[tuple[str, Reader], ...]:
+    """The fields of a record class and their readers, in order."""
+    hints = get_type_hints(record, include_extras=True)
+    found = []
+    for field in dataclasses.fields(record):
+        hint = hints[field.name]
+        assert get_origin(hint) is not None, f"{record.__name__}.{field.name} has no reader"
+        found.append((field.name, get_args(hint)[1]))
+    return tuple(found)
+
+
+def read_record(record: type[T], values: list[object]) -> T:
+    """Read the fields of `record`; then ask it for a problem that only the whole can tell."""
+    readers = readers_of(record)  # type: ignore[arg-type]
+    if len(values) != len(readers):
+        raise WireError(f"{record.__name__} has {len(readers)} fields, not {len(values)}")
+    fields = {}
+    for (name, reader), value in zip(readers, values, strict=True):
+        try:
+            fields[name] = reader(value)
+        except WireError as error:
+            raise WireError(f"{record.__name__}.{name}: {error}") from None
+    read = record(**fields)
+    problem: str | None = getattr(read, "problem", lambda: None)()
+    if problem is not None:
+        raise WireError(f"{record.__name__}: {problem}")
+    return read
+
+
+def record_of(record: type) -> Reader:
+    """Make a reader of a record inside a message."""
+
+    def read(value: object) -> Any:  # noqa: ANN401 - an instance of `record`
+        if type(value) is not list:
+            raise WireError(f"not a {record.__name__}: {value!r:.60}")
+        return read_record(record, value)
+
+    return read
+
+
+def write_value(value: object) -> object:
+    """Turn a field's value into what msgpack packs; the inverse of its reader."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [write_value(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [write_value(item) for item in value]
+    return value
+
+
+address_host = text_up_to(255)
+port = uint_up_to(65535)
+addresses_max = ADDRESSES_MAX

@@ -1,0 +1,125 @@
+"""Records that several messages carry: addresses, tickets, keys, signatures, counts."""
+
+import enum
+from dataclasses import dataclass
+from typing import Annotated
+
+from ringhaul.errors import WireError
+from ringhaul.ids import OnLoss, OpKey, PeerId, ReduceOp
+from ringhaul.limits import ADDRESSES_MAX
+from ringhaul.wire.fields import (
+    address_host,
+    name_text,
+    one_of,
+    optional,
+    peer_id,
+    port,
+    record_of,
+    tag_text,
+    token,
+    tuple_of,
+    uint,
+    uint_up_to,
+)
+
+ordinal = uint_up_to(2**32 - 1)
+_read_tag = optional(tag_text)
+
+
+def op_key(value: object) -> OpKey:
+    """Read an operation's key, `[tag or None, ordinal]`."""
+    if type(value) is not list or len(value) != 2:
+        raise WireError("not an operation key")
+    return OpKey(_read_tag(value[0]), ordinal(value[1]))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """Where a peer may listen: an IPv4 or IPv6 address or a host name, and a port."""
+
+    host: Annotated[str, address_host]
+    port: Annotated[int, port]
+
+    def __str__(self) -> str:
+        """Write as users write it: `10.0.0.1:4000`, `[::1]:4000`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+addresses = tuple_of(record_of(Address), max_len=ADDRESSES_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """All that is needed to make one connection to another peer, or to accept it.
+
+    Whoever dials shows `token`, whoever accepts answers with `proof`: both have them from the
+    coordinator, for this directed pair, and nobody else has.
+    """
+
+    peer: Annotated[PeerId, peer_id]
+    addresses: Annotated[tuple[Address, ...], addresses]
+    token: Annotated[bytes, token]
+    proof: Annotated[bytes, token]
+
+
+class CollectiveKind(enum.Enum):
+    """What the members call. All of one key must call the same."""
+
+    ALL_REDUCE = "all_reduce"
+    BARRIER = "barrier"
+    SYNC_STATE = "sync_state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What a member calls; equal on all members of one key, or the verdict is `MISMATCH`."""
+
+    kind: Annotated[CollectiveKind, one_of(CollectiveKind)]
+    op: Annotated[ReduceOp | None, optional(one_of(ReduceOp))] = None
+    dtype: Annotated[str, name_text] = ""
+    element_count: Annotated[int, uint] = 0
+    codec: Annotated[str, name_text] = "raw"
+    #: Hexadecimal digest of the names, dtypes and shapes of a shared state.
+    layout: Annotated[str, name_text] = ""
+    on_loss: Annotated[OnLoss, one_of(OnLoss)] = OnLoss.RETRY
+
+    def __str__(self) -> str:
+        """Describe the call for an error message."""
+        match self.kind:
+            case CollectiveKind.BARRIER:
+                return f"barrier(on_loss={self.on_loss.value!r})"
+            case CollectiveKind.SYNC_STATE:
+                return f"sync_state(layout {self.layout[:8]})"
+            case CollectiveKind.ALL_REDUCE:
+                op = self.op.value if self.op else None
+                return (
+                    f"all_reduce({self.element_count} x {self.dtype}, op={op!r}, "
+                    f"codec={self.codec!r}, on_loss={self.on_loss.value!r})"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Numbers about the whole run, the same on all members after the same call."""
+
+    pending_peers: Annotated[int, uint]
+    global_world_size: Annotated[int, uint]
+    group_count: Annotated[int, uint]
+    largest_group_size: Annotated[int, uint]
+
+
+class Strategy(enum.Enum):
+    """What a member does in `sync_state`."""
+
+    POPULAR = "popular"
+    SEND_ONLY = "send_only"
+    RECEIVE_ONLY = "receive_only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateReport:
+    """What a member holds when it calls `sync_state`."""
+
+    revision: Annotated[int, uint]
+    digest: Annotated[bytes, token]
+    strategy: Annotated[Strategy, one_of(Strategy)]
