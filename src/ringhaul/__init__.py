@@ -1,0 +1,39 @@
+"""Fault-tolerant collective communication over the public internet."""
+
+from ringhaul.communicator import Communicator, Membership, ReduceInfo, SyncInfo, connect
+from ringhaul.errors import (
+    CallTimeout,
+    ClosedError,
+    CollectiveAborted,
+    ConnectError,
+    CoordinatorLost,
+    EvictedError,
+    MismatchError,
+    RinghaulError,
+    StateError,
+    WireError,
+)
+from ringhaul.ids import ReduceOp
+from ringhaul.state.shared import SharedState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CallTimeout",
+    "ClosedError",
+    "CollectiveAborted",
+    "Communicator",
+    "ConnectError",
+    "CoordinatorLost",
+    "EvictedError",
+    "Membership",
+    "MismatchError",
+    "ReduceInfo",
+    "ReduceOp",
+    "RinghaulError",
+    "SharedState",
+    "StateError",
+    "SyncInfo",
+    "WireError",
+    "connect",
+]

@@ -11,7 +11,7 @@ import msgpack
 from ringhaul.errors import WireError
 from ringhaul.limits import FRAME_BYTES_MAX
 from ringhaul.wire import coordinator_messages, peer_messages
-from ringhaul.wire.fields import blob, read_record, uint, write_value
+from ringhaul.wire.fields import blob, read_record, shown, uint, write_value
 from ringhaul.wire.message import MESSAGES, Message
 
 _ROOMS = (coordinator_messages, peer_messages)  # importing them registers their messages
@@ -51,7 +51,8 @@ def encode(envelope: Envelope) -> bytes:
     """Pack an envelope.
 
     Raises:
-        WireError: the message is longer than `FRAME_BYTES_MAX`.
+        WireError: the message is longer than `FRAME_BYTES_MAX`, or a text in it is not
+            Unicode (half a surrogate pair).
     """
     fields = write_value(envelope.message)
     assert isinstance(fields, list)
@@ -62,7 +63,10 @@ def encode(envelope: Envelope) -> bytes:
         envelope.seq,
         envelope.ack,
     ]
-    data: bytes = msgpack.packb(head + fields)
+    try:
+        data: bytes = msgpack.packb(head + fields)
+    except UnicodeEncodeError as error:
+        raise WireError(f"{type(envelope.message).__name__}: {error}") from None
     if len(data) > FRAME_BYTES_MAX:
         raise WireError(f"{type(envelope.message).__name__} of {len(data)} bytes is too long")
     return data
@@ -82,7 +86,7 @@ def decode(data: bytes) -> Envelope:
         raise WireError("not an envelope")
     kind, run_id, incarnation, seq, ack = values[:_HEAD_LENGTH]
     if type(kind) is not int or kind not in MESSAGES:
-        raise WireError(f"unknown kind of message: {kind!r:.60}")
+        raise WireError(f"unknown kind of message: {shown(kind)}")
     fields = values[_HEAD_LENGTH:]
     if kind in _OPENING_KINDS:
         coordinator_messages.check_version(fields)

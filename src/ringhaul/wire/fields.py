@@ -19,10 +19,20 @@ Reader = Callable[[object], Any]
 UINT_MAX = 2**63 - 1
 
 
+def shown(value: object) -> str:
+    """Show an untrusted value in a reason: briefly, and never what is nested in it.
+
+    `repr` recurses, so that a list in a list, a thousand times over, would end it.
+    """
+    if isinstance(value, (list, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value[:60]) if isinstance(value, (str, bytes)) else repr(value)
+
+
 def uint(value: object) -> int:
     """An integer from 0 to 2**63 - 1."""
     if type(value) is not int or not 0 <= value <= UINT_MAX:
-        raise WireError(f"not an unsigned integer: {value!r:.60}")
+        raise WireError(f"not an unsigned integer: {shown(value)}")
     return value
 
 
@@ -41,14 +51,14 @@ def uint_up_to(maximum: int) -> Reader:
 def seconds(value: object) -> float:
     """A finite duration, 0 to 10 million seconds."""
     if type(value) not in (int, float) or not 0 <= value <= 1e7:  # type: ignore[operator]
-        raise WireError(f"not a duration: {value!r:.60}")
+        raise WireError(f"not a duration: {shown(value)}")
     return float(value)  # type: ignore[arg-type]
 
 
 def boolean(value: object) -> bool:
     """True or false, not 0 or 1."""
     if type(value) is not bool:
-        raise WireError(f"not a boolean: {value!r:.60}")
+        raise WireError(f"not a boolean: {shown(value)}")
     return value
 
 
@@ -57,7 +67,7 @@ def text_up_to(length: int) -> Reader:
 
     def read(value: object) -> str:
         if type(value) is not str or len(value) > length:
-            raise WireError(f"not a string of at most {length} characters: {value!r:.60}")
+            raise WireError(f"not a string of at most {length} characters: {shown(value)}")
         return value
 
     return read
@@ -73,7 +83,7 @@ def blob(length: int) -> Reader:
 
     def read(value: object) -> bytes:
         if type(value) is not bytes or len(value) != length:
-            raise WireError(f"not {length} bytes: {value!r:.60}")
+            raise WireError(f"not {length} bytes: {shown(value)}")
         return value
 
     return read
@@ -87,7 +97,7 @@ def peer_id(value: object) -> str:
     """A peer's id: printable, not empty."""
     read: str = text_up_to(NAME_LENGTH_MAX + 16)(value)
     if not read or not read.isprintable():
-        raise WireError(f"not a peer id: {value!r:.60}")
+        raise WireError(f"not a peer id: {shown(value)}")
     return read
 
 
@@ -117,7 +127,7 @@ def one_of(kind: type[enum.Enum]) -> Reader:
 
     def read(value: object) -> enum.Enum:
         if type(value) not in (int, str) or value not in members:
-            raise WireError(f"not a {kind.__name__}: {value!r:.60}")
+            raise WireError(f"not a {kind.__name__}: {shown(value)}")
         return members[value]
 
     return read
@@ -158,7 +168,7 @@ def record_of(record: type) -> Reader:
 
     def read(value: object) -> Any:  # noqa: ANN401 - an instance of `record`
         if type(value) is not list:
-            raise WireError(f"not a {record.__name__}: {value!r:.60}")
+            raise WireError(f"not a {record.__name__}: {shown(value)}")
         return read_record(record, value)
 
     return read

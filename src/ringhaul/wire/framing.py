@@ -11,7 +11,7 @@ LENGTH_BYTES = _LENGTH.size
 
 def frame(payload: bytes) -> bytes:
     """Put the length before the payload."""
-    assert len(payload) <= FRAME_BYTES_MAX
+    assert 0 < len(payload) <= FRAME_BYTES_MAX
     return _LENGTH.pack(len(payload)) + payload
 
 
@@ -20,6 +20,7 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._lost: str | None = None
 
     @property
     def pending_bytes(self) -> int:
@@ -33,13 +34,17 @@ class FrameReader:
             WireError: a length is over `FRAME_BYTES_MAX` or zero. The stream is lost: frames
                 before the bad length are lost with it, and nothing more can be fed.
         """
+        if self._lost is not None:
+            raise WireError(self._lost)
         self._buffer += data
         frames = []
         start = 0
         while len(self._buffer) - start >= LENGTH_BYTES:
             (length,) = _LENGTH.unpack_from(self._buffer, start)
             if not 0 < length <= FRAME_BYTES_MAX:
-                raise WireError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX} are read")
+                self._buffer.clear()
+                self._lost = f"a frame of {length} bytes; 1 to {FRAME_BYTES_MAX} are read"
+                raise WireError(self._lost)
             end = start + LENGTH_BYTES + length
             if len(self._buffer) < end:
                 break

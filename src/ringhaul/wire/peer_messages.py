@@ -51,6 +51,15 @@ class StreamRefused(Message):
     reason: Annotated[str, text]
 
 
+@message(kind=45)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamChosen(Message):
+    """Dialling peer -> accepting peer, after the welcome: of several addresses, this one.
+
+    Segments follow. A connection that is not chosen is closed by the dialler.
+    """
+
+
 @message(kind=43)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateRequest(Message):

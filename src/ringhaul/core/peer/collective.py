@@ -15,6 +15,7 @@ from ringhaul.core.peer.steps import (
     DropTransfer,
     Fail,
     FollowSyncPlan,
+    ForgetKey,
     TransferDone,
     View,
 )
@@ -146,6 +147,7 @@ def on_verdict(state: State, message: Verdict) -> None:
             # after a loss the caller shall find the next generation open
             known = None if message.outcome is Outcome.LOST else view
             state.failures[message.key] = Failure(verdict=message, view=known)
+            state.effects.append(ForgetKey(message.key))
             while len(state.failures) > VERDICTS_KEPT_MAX:
                 state.failures.popitem(last=False)
             if call is not None:

@@ -156,6 +156,13 @@ class DropTransfer:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetKey:
+    """An operation failed for all: throw away what came of its data, and what comes yet."""
+
+    key: OpKey
+
+
+@dataclass(frozen=True, slots=True)
 class FollowSyncPlan:
     """Fetch the elected state, or serve it; answer `TransferDone` once it is here."""
 
@@ -204,6 +211,7 @@ Effect = (
     | UseRing
     | BeginTransfer
     | DropTransfer
+    | ForgetKey
     | FollowSyncPlan
     | Complete
     | Fail

@@ -1,0 +1,119 @@
+"""The command line: `ringhaul coordinator`, `ringhaul demo`."""
+
+import importlib.metadata
+import json
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from ringhaul.cli.demo.command import demo_command
+from ringhaul.io.address import parse_address
+from ringhaul.io.coordinator_server import serve_coordinator
+from ringhaul.limits import DEFAULT_PORT
+
+app = typer.Typer(
+    name="ringhaul",
+    help="Collective communication among peers that come and go.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo_command)
+
+#: The address could not be listened on.
+EXIT_CANNOT_LISTEN = 1
+
+
+def _print_version(wanted: bool) -> None:
+    """Answer `--version`."""
+    if wanted:
+        print(f"ringhaul {importlib.metadata.version('ringhaul')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Collective communication among peers that come and go."""
+
+
+@app.command("coordinator")
+def coordinator_command(
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where peers connect; port 0: any free one.")
+    ] = f"0.0.0.0:{DEFAULT_PORT}",
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Not available in this version.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Say where it listens as a JSON line.")
+    ] = False,
+) -> None:
+    """Track which peers take part, until SIGTERM or Ctrl-C. Logs go to stderr."""
+    if journal is not None:
+        raise typer.BadParameter(
+            "the journal is not available in this version: run without --journal; "
+            "a coordinator that is started anew begins a new run",
+            param_hint="--journal",
+        )
+    try:
+        host, port = parse_address(listen, DEFAULT_PORT)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--listen") from None
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    failure = trio.run(_coordinate, host, port, as_json)
+    if failure is not None:
+        print(f"cannot listen on {listen}: {failure}", file=sys.stderr)
+        raise typer.Exit(EXIT_CANNOT_LISTEN)
+
+
+async def _coordinate(host: str, port: int, as_json: bool) -> OSError | None:
+    """Be the coordinator until a signal comes; return why that was not possible."""
+
+    def announce(address: str) -> None:
+        print(_describe_listening(address, as_json), flush=True)
+
+    failure: Exception | None = None
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            try:
+                await serve_coordinator(host, port, started=announce)
+            except (OSError, AssertionError) as error:  # out of the nursery, without a group
+                failure = error
+            nursery.cancel_scope.cancel()
+    if failure is None or isinstance(failure, OSError):
+        return failure
+    raise failure
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """End all at the first signal."""
+    async for _ in signals:
+        scope.cancel()
+        return
+
+
+def _describe_listening(address: str, as_json: bool) -> str:
+    """The first line on stdout."""
+    host, _, port = address.rpartition(":")
+    if as_json:
+        return json.dumps({"event": "listening", "address": address, "port": int(port)})
+    reachable = f"HOST:{port}" if host in ("0.0.0.0", "[::]") else address
+    return f'listening on {address}, peers connect with ringhaul.connect("{reachable}")'

@@ -1,0 +1,106 @@
+"""Calls of the user on their way through the I/O thread, and what they result in."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ringhaul.core.peer.steps import View
+from ringhaul.errors import RinghaulError
+from ringhaul.ids import CallId
+from ringhaul.io.ring_transfer import RingTransfer
+from ringhaul.wire.coordinator_messages import SyncPlan
+from ringhaul.wire.records import Signature, Strategy
+
+
+class StateLike(Protocol):
+    """What the I/O layer needs of a shared state."""
+
+    @property
+    def revision(self) -> int:
+        """Number of its version."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all entries."""
+
+    def views(self) -> list[memoryview]:
+        """The memory of all entries, in the order of their names."""
+
+    def digest_of(self, buffer: bytearray) -> bytes:
+        """The digest that the state would have with this content."""
+
+    def publish(self, buffer: bytearray, revision: int) -> None:
+        """Copy a verified content into the caller's arrays."""
+
+
+@dataclass
+class PendingCall:
+    """One call, from the caller's thread to its result. The event is set exactly once."""
+
+    id: CallId = field(default=CallId(0), init=False)
+    view: View | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
+    attempts: int = field(default=1, init=False)
+    ended: threading.Event = field(default_factory=threading.Event, init=False)
+    began_at: float = field(default_factory=time.perf_counter, init=False)
+    duration_s: float = field(default=0.0, init=False)
+    sent_bytes: int = field(default=0, init=False)
+    received_bytes: int = field(default=0, init=False)
+
+    def end(self, *, view: View | None = None, error: BaseException | None = None) -> None:
+        """Wake the caller."""
+        if not self.ended.is_set():
+            self.view = view
+            self.error = error
+            self.duration_s = time.perf_counter() - self.began_at
+            self.ended.set()
+
+
+@dataclass
+class AdmitCall(PendingCall):
+    """An `admit`."""
+
+    timeout_s: float | None = None
+
+
+@dataclass
+class ReduceCall(PendingCall):
+    """An `all_reduce`, or a barrier, which has no arrays.
+
+    `target` is where the result goes on a commit; with `out=` the ring writes to it directly.
+    """
+
+    signature: Signature = field(kw_only=True)
+    tag: str | None = None
+    timeout_s: float | None = None
+    own: NDArray[Any] | None = None
+    target: NDArray[Any] | None = None
+    is_in_place: bool = True
+    result: NDArray[Any] | None = None
+    transfer: RingTransfer | None = None
+
+
+@dataclass
+class SyncCall(PendingCall):
+    """A `sync_state`."""
+
+    signature: Signature = field(kw_only=True)
+    state: StateLike = field(kw_only=True)
+    digest: bytes = field(kw_only=True)
+    strategy: Strategy = Strategy.POPULAR
+    timeout_s: float | None = None
+    plan: SyncPlan | None = None
+    buffer: bytearray | None = None
+    revision: int = 0
+    sources: Sequence[str] = ()
+
+
+def closed_error(reason: str) -> RinghaulError:
+    """What calls after the end get."""
+    from ringhaul.errors import ClosedError
+
+    return ClosedError(f"the communicator is closed: {reason}")

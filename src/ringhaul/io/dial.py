@@ -1,0 +1,140 @@
+"""Reaching another peer: all its addresses in parallel, proved by id and token.
+
+Decides which connection wins. What a refusal means is the coordinator's to decide.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from ringhaul.io.sockets import DataSocket, StreamEnded
+from ringhaul.wire.codec import Envelope
+from ringhaul.wire.message import Message
+from ringhaul.wire.peer_messages import StateOffer, StreamRefused, StreamWelcome
+from ringhaul.wire.records import Address
+
+
+class DialError(Exception):
+    """No address led to the peer. `refused`: at least one refused, none was proved."""
+
+    def __init__(self, reason: str, *, refused: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A connection whose other end has proved to be the peer that was meant."""
+
+    sock: DataSocket
+    address: Address
+    answer: Message
+
+
+async def connect(host: str, port: int) -> DataSocket:
+    """Open one TCP connection; a host name is tried at all its addresses in turn."""
+    last: OSError = OSError(f"{host} has no address")
+    for family, kind, proto, _, target in await trio.socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        sock = trio.socket.socket(family, kind, proto)
+        try:
+            await sock.connect(target)
+            return DataSocket(socket.socket(fileno=sock.detach()))
+        except OSError as error:
+            last = error
+        finally:
+            sock.close()
+    raise last
+
+
+async def reach(
+    addresses: Sequence[Address], hello: Envelope, proof: bytes, timeout_s: float
+) -> Reached:
+    """Say `hello` at all addresses in parallel; the first that answers with `proof` wins.
+
+    Raises:
+        DialError: none did within `timeout_s`; says what happened at each.
+    """
+    winner: list[Reached] = []
+    failures: dict[Address, str] = dict.fromkeys(addresses, "timed out")
+    refused: list[Address] = []
+
+    async def attempt(address: Address, scope: trio.CancelScope) -> None:
+        sock: DataSocket | None = None
+        try:
+            sock = await connect(address.host, address.port)
+            await sock.send_message(hello)
+            answer = (await sock.receive_message()).message
+            problem = _problem(answer, proof)
+            if problem:
+                failures[address] = problem
+            elif not winner:
+                winner.append(Reached(sock, address, answer))
+                sock = None
+                scope.cancel()
+        except ConnectionRefusedError:
+            refused.append(address)
+            failures[address] = "connection refused"
+        except (OSError, StreamEnded) as error:
+            failures[address] = str(error)
+        finally:
+            if sock is not None:
+                sock.close()
+
+    with trio.move_on_after(timeout_s) as scope:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                nursery.start_soon(attempt, address, scope)
+    if winner:
+        return winner[0]
+    reason = "; ".join(f"{address}: {why}" for address, why in failures.items())
+    raise DialError(reason, refused=bool(refused))
+
+
+def _problem(answer: Message, proof: bytes) -> str | None:
+    match answer:
+        case StreamWelcome() | StateOffer():
+            return None if answer.proof == proof else "another peer answers there"
+        case StreamRefused():
+            return f"refused: {answer.reason}"
+        case _:
+            return f"answered with {type(answer).__name__}"
+
+
+def dialable(
+    addresses: Sequence[Address], coordinator_host: str, own_host_is_loopback: bool
+) -> list[Address]:
+    """Where to try: a peer on the coordinator's own host is also at the coordinator's address."""
+    found = list(dict.fromkeys(addresses))
+    if not own_host_is_loopback and any(is_loopback(a.host) for a in found):
+        found.append(Address(coordinator_host, found[0].port))
+    return list(dict.fromkeys(found))
+
+
+def is_loopback(host: str) -> bool:
+    """Is this an address of this machine only?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def local_hosts() -> list[str]:
+    """Addresses of this machine that others may reach: those of its default routes."""
+    found = []
+    for family, target in (
+        (socket.AF_INET, ("192.0.2.1", 9)),  # documentation addresses: nothing is sent
+        (socket.AF_INET6, ("2001:db8::1", 9)),
+    ):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.connect(target)
+                found.append(str(sock.getsockname()[0]))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,209 @@
+"""One message link over one TCP stream: frames out, frames in, and a reason when it ends.
+
+Decides nothing about the protocol: whoever holds the link says what a message means.
+"""
+
+import contextlib
+import socket
+from collections.abc import Callable
+
+import trio
+
+from ringhaul.errors import WireError
+from ringhaul.wire.codec import Envelope, decode, encode
+from ringhaul.wire.framing import FrameReader, frame
+
+#: Bytes that wait for a slow reader. A ring of PEERS_MAX is told a few proposals of a
+#: fraction of a MiB each; whoever leaves more unread is stuck, and the link ends.
+SEND_BUFFER_BYTES_MAX = 8 << 20
+#: What was sent before a close may take so long to go out.
+CLOSE_DRAIN_S = 2.0
+#: A connection whose other end vanished is noticed by the kernel within this.
+DEAD_CONNECTION_S = 20
+#: One read; control messages are small, so that it usually holds all that waits.
+_READ_BYTES = 64 * 1024
+
+_CLOSED_BY_OTHER = "closed by the other side"
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class MessageLink:
+    """Sends and receives envelopes over one stream until it ends; then the stream is closed.
+
+    The link owns the stream. All methods are called from the trio thread; those with
+    `_nowait` never wait and never raise.
+    """
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        *,
+        on_wire_error: Callable[[WireError], Envelope | None] | None = None,
+    ) -> None:
+        """Take over a connected stream; nothing is read or written before `run`.
+
+        Args:
+            stream: a connected TCP stream, owned by the link from now on.
+            on_wire_error: called once when bytes arrive that are no message; what it returns
+                is sent before the stream closes.
+        """
+        self._stream = stream
+        self._on_wire_error = on_wire_error
+        self._out = bytearray()
+        self._sending_bytes = 0
+        self._wake = trio.Event()
+        #: Why the link ends; nothing is accepted or handled once it is set.
+        self._reason: str | None = None
+        #: Why nothing can be written any more, while what arrived before is still read.
+        self._write_failure: str | None = None
+        self._reading = trio.CancelScope()
+        self._everything = trio.CancelScope()
+        _set_options(stream)
+
+    # -- without waiting ----------------------------------------------------------------------
+
+    def send_nowait(self, envelope: Envelope) -> None:
+        """Queue an envelope, to be written by `run`. After a close it is ignored.
+
+        More than `SEND_BUFFER_BYTES_MAX` in the queue end the link: the other side does not
+        read.
+        """
+        if self._reason is not None:
+            return
+        try:
+            self._out += frame(encode(envelope))
+        except WireError as error:
+            self.close_nowait(f"cannot be sent: {error}")
+            return
+        if len(self._out) + self._sending_bytes > SEND_BUFFER_BYTES_MAX:
+            self._abandon(f"over {SEND_BUFFER_BYTES_MAX} bytes wait: the other side does not read")
+        self._wake.set()
+
+    def close_nowait(self, reason: str) -> None:
+        """End the link; what was sent before still goes out, for at most `CLOSE_DRAIN_S`.
+
+        Nothing is handled any more from now on. The first reason stays.
+        """
+        if self._reason is not None:
+            return
+        self._reason = reason
+        self._everything.deadline = trio.current_time() + CLOSE_DRAIN_S
+        self._reading.cancel()
+        self._wake.set()
+
+    def _abandon(self, reason: str) -> None:
+        """End the link at once: the other side takes nothing any more."""
+        if self._reason is None:
+            self._reason = reason
+        self._everything.cancel()
+
+    # -- the tasks ----------------------------------------------------------------------------
+
+    async def run(self, handle: Callable[[Envelope], None]) -> str:
+        """Read and write until the link ends; close the stream. To be called once.
+
+        Args:
+            handle: called with each envelope that arrives, in order. Must not raise.
+
+        Returns:
+            Why the link ended: "closed by the other side", "reset: ...",
+            "not a message: ...", or what `close_nowait` was told.
+
+        Cancelling closes the stream at once; what was queued is dropped.
+        """
+        try:
+            with self._everything:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    with self._reading:
+                        await self._read(handle)
+        finally:
+            self._stream.socket.close()
+        return self._reason or self._write_failure or _CLOSED_BY_OTHER
+
+    async def _read(self, handle: Callable[[Envelope], None]) -> None:
+        """Hand on what arrives until the link ends."""
+        reader = FrameReader()
+        while self._reason is None:
+            try:
+                data = await self._stream.receive_some(_READ_BYTES)
+            except _BROKEN as error:
+                self._abandon(_describe_reset(error))
+                return
+            if not data:
+                self._abandon(self._write_failure or _CLOSED_BY_OTHER)
+                return
+            try:
+                self._handle_frames(reader.feed(bytes(data)), handle)
+            except WireError as error:
+                self._refuse(error)
+
+    def _handle_frames(self, frames: list[bytes], handle: Callable[[Envelope], None]) -> None:
+        """Decode each frame and hand it on, unless one of them ended the link."""
+        for payload in frames:
+            envelope = decode(payload)
+            handle(envelope)
+            if self._reason is not None:
+                return
+
+    def _refuse(self, error: WireError) -> None:
+        """Answer bytes that are no message, and close."""
+        answer = self._on_wire_error(error) if self._on_wire_error is not None else None
+        if answer is not None:
+            self.send_nowait(answer)
+        self.close_nowait(f"not a message: {error}")
+
+    async def _write(self) -> None:
+        """Write what is queued, all of it in one go, until the link ends and is drained."""
+        try:
+            while True:
+                while self._out:
+                    batch = bytes(self._out)
+                    self._out.clear()
+                    self._sending_bytes = len(batch)
+                    await self._stream.send_all(batch)
+                    self._sending_bytes = 0
+                if self._reason is not None:
+                    break
+                self._wake = trio.Event()
+                await self._wake.wait()
+            await self._part()
+        except _BROKEN as error:
+            # What the other side sent before it went may still wait to be read: a goodbye.
+            self._write_failure = _describe_reset(error)
+            self._everything.deadline = trio.current_time() + CLOSE_DRAIN_S
+
+    async def _part(self) -> None:
+        """Say that nothing more comes, and let the other side finish.
+
+        Closing a socket that has unread bytes resets the connection, and a reset may overtake
+        the last message. So what still arrives is read and dropped until the other side closes.
+        """
+        await self._stream.send_eof()
+        with contextlib.suppress(*_BROKEN):
+            while await self._stream.receive_some(_READ_BYTES):
+                pass
+
+
+def _describe_reset(error: Exception) -> str:
+    """Say what broke a connection, as the system names it."""
+    return f"reset: {error.__cause__ or error}"
+
+
+def _set_options(stream: trio.SocketStream) -> None:
+    """Send small messages at once, and notice a vanished machine. As far as the system can."""
+    tcp_options = (
+        ("TCP_NODELAY", 1),
+        ("TCP_KEEPIDLE", DEAD_CONNECTION_S // 2),
+        ("TCP_KEEPALIVE", DEAD_CONNECTION_S // 2),  # the same on macOS
+        ("TCP_KEEPINTVL", DEAD_CONNECTION_S // 4),
+        ("TCP_KEEPCNT", 2),
+        ("TCP_USER_TIMEOUT", DEAD_CONNECTION_S * 1000),
+    )
+    with contextlib.suppress(OSError):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in tcp_options:
+        option: int | None = getattr(socket, name, None)
+        if option is not None:
+            with contextlib.suppress(OSError):
+                stream.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,424 @@
+"""Drives a peer's machine in a background thread: sockets, clock and callers.
+
+Decides nothing about the protocol: events go in, effects are done.
+"""
+
+import logging
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import trio
+
+from ringhaul import limits
+from ringhaul.core.peer import steps
+from ringhaul.core.peer.machine import Peer, PeerOptions
+from ringhaul.core.peer.steps import Effect, Event, View
+from ringhaul.core.steps import Close, LinkLost, Log, Received, Send, Tick
+from ringhaul.errors import ClosedError, ConnectError, InvariantError, RinghaulError
+from ringhaul.ids import CallId, LinkId, PeerId
+from ringhaul.io.buffers import BufferPool
+from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall, SyncCall
+from ringhaul.io.dial import dialable, is_loopback, local_hosts
+from ringhaul.io.link import MessageLink
+from ringhaul.io.listener import Listener, open_listener
+from ringhaul.io.plane import DataPlane
+from ringhaul.io.ring_transfer import RingTransfer
+from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
+from ringhaul.wire.codec import Envelope
+from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
+from ringhaul.wire.records import Address, StateReport
+
+logger = logging.getLogger(__name__)
+
+#: For the last messages to go out before everything is cancelled.
+_FAREWELL_S = 0.5
+
+
+class PeerRuntime:
+    """One peer: a thread with a trio loop. The public methods are for other threads."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        options: PeerOptions,
+        streams: int,
+        listen: tuple[str | None, int],
+        advertise: tuple[str, ...],
+    ) -> None:
+        self._host, self._port = host, port
+        self._streams = streams
+        self._listen = listen
+        self._advertise = advertise
+        self._options = options
+        self.peer_id = PeerId("")
+        self.view: View | None = None
+        self.joined = threading.Event()
+        self.stopped = threading.Event()
+        self.error: BaseException | None = None
+        self._calls: dict[CallId, PendingCall] = {}
+        self._call_count = 0
+        self._buffers = BufferPool()
+        self._events: deque[Event] = deque()
+        self._is_stepping = False
+        self._links: dict[LinkId, MessageLink] = {}
+        self._link_count = 0
+        self._lock = threading.Lock()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread = threading.Thread(target=self._run_thread, name="ringhaul", daemon=True)
+
+    # -- for callers' threads -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect; `joined` or `stopped` will be set."""
+        self._thread.start()
+
+    def submit(self, call: PendingCall) -> None:
+        """Hand over a call; its `ended` will be set, whatever happens."""
+        if not self._post(lambda: self._on_submitted(call)):
+            call.end(error=self._closed_error())
+
+    def give_up(self, call: PendingCall, detail: str) -> None:
+        """Ask for the end of a call; `ended` will be set by its verdict."""
+        event = steps.CallGivenUp
+        self._post(lambda: self._step(event(call.id, Outcome.INTERRUPTED, detail)))
+
+    def close(self, wait_s: float = limits.GOODBYE_S + 3.0) -> None:
+        """Leave in an orderly way; returns when the thread has ended, or after `wait_s`."""
+        self._post(lambda: self._step(steps.CloseCalled()))
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(wait_s)
+
+    def abandon(self) -> None:
+        """End at once, without goodbye: the caller cannot wait."""
+        self._post(lambda: self._on_stop(ClosedError("abandoned by its caller")))
+
+    def _post(self, act: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._token is None or self.stopped.is_set():
+                return False
+            try:
+                self._token.run_sync_soon(act)
+            except trio.RunFinishedError:
+                return False
+            return True
+
+    def _closed_error(self) -> RinghaulError:
+        if isinstance(self.error, RinghaulError):
+            return type(self.error)(f"the communicator is closed: {self.error}")
+        return ClosedError("the communicator is closed")
+
+    # -- the thread ---------------------------------------------------------------------------
+
+    def _run_thread(self) -> None:
+        try:
+            trio.run(self._main)
+        except BaseException as error:  # our bug: callers must not wait for ever
+            logger.exception("the I/O thread ended")
+            self.error = self.error or error
+        finally:
+            with self._lock:
+                self.stopped.set()
+                self._token = None
+            self._end_calls()
+            self.joined.set()
+
+    def _end_calls(self) -> None:
+        error = self.error or ClosedError("the communicator was closed during the call")
+        for call in list(self._calls.values()):
+            call.end(error=error)
+        self._calls.clear()
+
+    async def _main(self) -> None:
+        try:
+            listening = open_listener(*self._listen)
+        except OSError as error:
+            self.error = ConnectError(f"cannot listen at {self._listen}: {error}")
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._link_ended = trio.Event()
+                self._states = StateServer()
+                self.plane = DataPlane(
+                    nursery=nursery,
+                    report=self._step,
+                    streams=self._streams,
+                    coordinator_host=self._host,
+                )
+                listener = Listener(listening, self.plane, self._states)
+                self._machine = Peer(await self._find_addresses(listening))
+                nursery.start_soon(listener.run, nursery)
+                nursery.start_soon(self._keep_time)
+                with self._lock:
+                    self._token = trio.lowlevel.current_trio_token()
+                self._step(steps.Started())
+                await trio.sleep_forever()
+        finally:
+            listening.close()
+            if hasattr(self, "plane"):
+                self.plane.close()
+
+    async def _find_addresses(self, listening: socket.socket) -> PeerOptions:
+        """Explicit addresses first, then those of this machine."""
+        port = int(listening.getsockname()[1])
+        own = [self._listen[0]] if self._listen[0] not in (None, "", "0.0.0.0", "::") else []
+        hosts = own or await trio.to_thread.run_sync(local_hosts)
+        found = [Address(host, port) for host in hosts if host] or [Address("127.0.0.1", port)]
+        explicit = []
+        for text in self._advertise:
+            from ringhaul.io.address import parse_address
+
+            explicit.append(Address(*parse_address(text, port)))
+        merged = tuple(dict.fromkeys([*explicit, *found]))[: limits.ADDRESSES_MAX - 1]
+        return replace(self._options, addresses=merged)
+
+    # -- the machine --------------------------------------------------------------------------
+
+    def _step(self, event: Event) -> None:
+        """Feed one event; effects may cause more, which wait for their turn."""
+        self._events.append(event)
+        if self._is_stepping:
+            return
+        self._is_stepping = True
+        try:
+            while self._events:
+                for effect in self._machine.step(self._events.popleft(), trio.current_time()):
+                    self._do(effect)
+        finally:
+            self._is_stepping = False
+        self._timer.deadline = self._machine.next_deadline()
+
+    _timer = trio.CancelScope()
+
+    async def _keep_time(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._machine.next_deadline()) as self._timer:
+                await trio.sleep_forever()
+            for _ in range(2):  # what waits in the sockets is read before silence is judged
+                await trio.lowlevel.checkpoint()
+            if trio.current_time() >= self._machine.next_deadline():
+                self._step(Tick())
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Send(link, envelope):
+                self._links[link].send_nowait(envelope)
+            case Close(link, reason):
+                if link in self._links:
+                    self._links[link].close_nowait(reason)
+            case Log(text, important):
+                logger.log(logging.INFO if important else logging.DEBUG, "%s", text)
+            case steps.Dial():
+                self._nursery.start_soon(self._dial_coordinator)
+            case steps.MakeLinks(proposal):
+                state = self._machine.state
+                self.plane.peer_id, self.plane.run_id = state.peer_id, state.run_id
+                self.plane.make_links(proposal)
+            case steps.UseRing(generation):
+                self.plane.use_ring(generation)
+            case steps.ForgetKey(key):
+                self.plane.forget(key)
+            case steps.Joined(view):
+                self.peer_id = self._machine.state.peer_id
+                self.view = view
+                self.joined.set()
+            case steps.Stop(error):
+                self._on_stop(error)
+            case _:
+                self._do_for_call(effect)
+
+    def _do_for_call(
+        self,
+        effect: steps.BeginTransfer
+        | steps.DropTransfer
+        | steps.FollowSyncPlan
+        | steps.Complete
+        | steps.Fail,
+    ) -> None:
+        call = self._calls[effect.call]
+        match effect:
+            case steps.BeginTransfer():
+                assert isinstance(call, ReduceCall)
+                self._begin_transfer(call, effect)
+            case steps.DropTransfer():
+                self._release(call)
+            case steps.FollowSyncPlan(plan=plan):
+                assert isinstance(call, SyncCall)
+                self._follow_plan(call, plan)
+            case steps.Complete():
+                self._complete(call, effect)
+            case steps.Fail():
+                self._release(call)
+                self._give_back(call)
+                del self._calls[call.id]
+                call.end(error=effect.error, view=effect.view)
+
+    def _on_stop(self, error: RinghaulError | None) -> None:
+        self.error = self.error or error
+        for call in list(self._calls.values()):
+            self._release(call)
+        for link in self._links.values():
+            link.close_nowait("stopped")
+        self._nursery.start_soon(self._cancel_soon)
+
+    async def _cancel_soon(self) -> None:
+        """Let the last messages out before everything is cancelled."""
+        with trio.move_on_after(_FAREWELL_S):
+            while self._links:
+                await self._link_ended.wait()
+        self._nursery.cancel_scope.cancel()
+
+    async def _dial_coordinator(self) -> None:
+        try:
+            with trio.fail_after(limits.COORDINATOR_DIAL_S):
+                stream = await trio.open_tcp_stream(self._host, self._port)
+        except trio.TooSlowError:
+            self._step(steps.DialFailed(f"no answer within {limits.COORDINATOR_DIAL_S:g} s"))
+            return
+        except OSError as error:
+            self._step(steps.DialFailed(_describe(error)))
+            return
+        self.plane.own_host_is_loopback = is_loopback(str(stream.socket.getsockname()[0]))
+        self._link_count += 1
+        link_id = LinkId(self._link_count)
+        link = MessageLink(stream)
+        self._links[link_id] = link
+        self._step(steps.Dialled(link_id))
+
+        def handle(envelope: Envelope) -> None:
+            self._step(Received(link_id, envelope))
+
+        reason = await link.run(handle)
+        del self._links[link_id]
+        self._link_ended.set()
+        self._link_ended = trio.Event()
+        self._step(LinkLost(link_id, reason))
+
+    # -- calls --------------------------------------------------------------------------------
+
+    def _on_submitted(self, call: PendingCall) -> None:
+        self._call_count += 1
+        call.id = CallId(self._call_count)
+        self._calls[call.id] = call
+        match call:
+            case AdmitCall():
+                self._step(steps.AdmitCalled(call.id, call.timeout_s))
+            case ReduceCall():
+                event = steps.CollectiveCalled(
+                    call=call.id,
+                    tag=call.tag,
+                    signature=call.signature,
+                    timeout_s=call.timeout_s,
+                )
+                self._step(event)
+            case SyncCall():
+                report = StateReport(
+                    revision=call.state.revision, digest=call.digest, strategy=call.strategy
+                )
+                event = steps.CollectiveCalled(
+                    call=call.id,
+                    tag=None,
+                    signature=call.signature,
+                    state=report,
+                    timeout_s=call.timeout_s,
+                )
+                self._step(event)
+
+    def _begin_transfer(self, call: ReduceCall, begin: steps.BeginTransfer) -> None:
+        assert call.own is not None
+        assert call.target is not None
+        if call.result is None:
+            call.result = call.target
+            if call.is_in_place:
+                call.result = self._buffers.lend(call.own.size, call.own.dtype)
+        call.transfer = RingTransfer(
+            call=call.id,
+            key=begin.key,
+            generation=begin.generation,
+            rank=begin.rank,
+            world_size=begin.world_size,
+            signature=call.signature,
+            own=call.own,
+            result=call.result,
+        )
+        self.plane.begin(call.transfer)
+
+    def _release(self, call: PendingCall) -> None:
+        """Let go of everything that an attempt holds."""
+        if isinstance(call, ReduceCall) and call.transfer is not None:
+            self.plane.release(call.transfer)
+            call.sent_bytes += call.transfer.sent_bytes
+            call.received_bytes += call.transfer.received_bytes
+            call.transfer = None
+        elif isinstance(call, SyncCall) and call.plan is not None:
+            self._states.end(call.plan)
+            call.plan = None
+            call.buffer = None
+
+    def _give_back(self, call: PendingCall) -> None:
+        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
+            self._buffers.give_back(call.result)
+            call.result = None
+
+    def _complete(self, call: PendingCall, effect: steps.Complete) -> None:
+        call.attempts = effect.attempts
+        if isinstance(call, SyncCall) and call.plan is not None:
+            call.revision = call.plan.revision
+            if call.buffer is not None:
+                call.state.publish(call.buffer, call.plan.revision)
+        self._release(call)
+        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
+            assert call.target is not None
+            np.copyto(call.target, call.result)
+        self._give_back(call)
+        del self._calls[call.id]
+        call.end(view=effect.view)
+
+    def _follow_plan(self, call: SyncCall, plan: SyncPlan) -> None:
+        call.plan = plan
+        if plan.holders:
+            self._nursery.start_soon(self._fetch, call, plan)
+            return
+        if plan.requesters:
+            self._states.serve(plan, call.state.views())
+        self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
+
+    async def _fetch(self, call: SyncCall, plan: SyncPlan) -> None:
+        def verify(buffer: bytearray) -> bool:
+            return call.state.digest_of(buffer) == plan.digest
+
+        try:
+            buffer, source = await fetch_state(
+                plan,
+                own=self.peer_id,
+                run_id=self.plane.run_id,
+                state_bytes=call.state.total_bytes,
+                dialable=lambda ticket: dialable(
+                    ticket.addresses, self._host, self.plane.own_host_is_loopback
+                ),
+                verify=verify,
+            )
+        except FetchError as error:
+            if call.plan is plan:
+                detail = f"no holder gave the elected state: {error}"
+                self._step(steps.CallGivenUp(call.id, Outcome.NO_STATE, detail))
+            return
+        if call.plan is plan:  # else the attempt has ended
+            call.buffer = buffer
+            call.sources = (source,)
+            call.received_bytes += len(buffer)
+            self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
+
+
+def _describe(error: OSError) -> str:
+    causes = getattr(error.__cause__, "exceptions", None) or [error]
+    return "; ".join(dict.fromkeys(str(cause) for cause in causes))
+
+
+__all__ = ["InvariantError", "PeerRuntime"]

@@ -1,0 +1,191 @@
+"""`SharedState`: named arrays that shall be equal on all members. Decides what may be one.
+
+Which state is elected, and who fetches it from whom, is the coordinator's; moving the bytes
+is `io`'s.
+"""
+
+import operator
+from collections.abc import Mapping
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ringhaul.limits import STATE_ENTRIES_MAX
+from ringhaul.state.digest import (
+    AnyArray,
+    buffer_digest,
+    byte_view,
+    content_digest,
+    layout_digest,
+)
+
+NAME_LENGTH_MAX = 200
+#: Exclusive. Leaves room above every revision for the arithmetic of elections in 63 bits.
+REVISION_END = 2**62
+
+
+class SharedState:
+    """Named arrays, updated in place, and the revision of their content.
+
+    The arrays stay the caller's: keep training on them, and do not replace them. While
+    `sync_state` runs, do not read or write them. After an update that all members make alike,
+    raise `revision`; a member that fetches the state has its revision set.
+
+    Attributes:
+        arrays: the live arrays by name; read-only as a mapping.
+        total_bytes: of all arrays together.
+    """
+
+    def __init__(self, arrays: Mapping[str, AnyArray], revision: int = 0) -> None:
+        """Check the arrays and keep them.
+
+        Args:
+            arrays: C-contiguous, writable, in native byte order, without objects or named
+                fields, of any shape (also `()` and empty); no two may share memory. On all
+                members the same names, dtypes and shapes.
+            revision: 0 <= revision < 2**62.
+
+        Raises:
+            TypeError: a name is no string, or a value no array of a plain dtype.
+            ValueError: an array cannot be updated in place, two share memory, there are too
+                many, or `revision` is out of range. The message says what to do.
+        """
+        if len(arrays) > STATE_ENTRIES_MAX:
+            raise ValueError(
+                f"{len(arrays)} arrays are more than {STATE_ENTRIES_MAX}; join small ones"
+            )
+        for name, array in arrays.items():
+            _check_entry(name, array)
+        _check_apart(arrays)
+        self.arrays: Mapping[str, AnyArray] = MappingProxyType(
+            {name: arrays[name] for name in sorted(arrays)}
+        )
+        self.total_bytes = sum(array.nbytes for array in self.arrays.values())
+        self.revision = revision
+
+    def __repr__(self) -> str:
+        """Short: states are large."""
+        return (
+            f"<SharedState: {len(self.arrays)} arrays, {self.total_bytes} bytes, "
+            f"revision {self._revision}>"
+        )
+
+    @property
+    def revision(self) -> int:
+        """Number of the content's version; on all members of one content the same.
+
+        Raises:
+            TypeError: when set to what is no integer.
+            ValueError: when set outside 0 <= revision < 2**62.
+        """
+        return self._revision
+
+    @revision.setter
+    def revision(self, revision: int) -> None:
+        self._revision = _checked_revision(revision)
+
+    def digest(self) -> bytes:
+        """16 bytes that tell this content from any other, revision aside."""
+        return content_digest(self.arrays)
+
+    def digest_of(self, buffer: bytes | bytearray | memoryview) -> bytes:
+        """The `digest` there would be if `buffer` were published.
+
+        Raises:
+            ValueError: `buffer` has not `total_bytes` bytes.
+        """
+        return buffer_digest(self.arrays, buffer)
+
+    def layout(self) -> str:
+        """Digest of names, dtypes and shapes: the same on all members, or they cannot sync."""
+        return layout_digest(self.arrays)
+
+    def views(self) -> list[memoryview]:
+        """The bytes of every array, flat, in name order; empty arrays are left out."""
+        return [byte_view(array) for array in self.arrays.values() if array.nbytes]
+
+    def publish(self, buffer: bytearray | memoryview, revision: int) -> None:
+        """Copy what was fetched into the arrays, and set the revision.
+
+        Args:
+            buffer: the bytes of all arrays in name order, verified (`digest_of`) and not
+                part of these arrays.
+            revision: of this content.
+
+        Raises:
+            ValueError: the size or the revision is wrong, or an array is no longer writable.
+                Nothing has changed.
+        """
+        revision = _checked_revision(revision)
+        data = memoryview(buffer).cast("B")
+        if len(data) != self.total_bytes:
+            raise ValueError(f"a buffer of {len(data)} bytes for a state of {self.total_bytes}")
+        for name, array in self.arrays.items():
+            _check_entry(name, array)
+        start = 0
+        for view in self.views():
+            # NumPy releases the interpreter lock while it copies; a memoryview does not.
+            source = np.frombuffer(data[start : start + len(view)], dtype=np.uint8)
+            np.copyto(np.frombuffer(view, dtype=np.uint8), source)
+            start += len(view)
+        self._revision = revision
+
+
+def _checked_revision(revision: object) -> int:
+    if isinstance(revision, bool):
+        raise TypeError("revision is a bool; pass an integer")
+    try:
+        number = operator.index(revision)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"revision is a {type(revision).__name__}; pass an integer") from None
+    if not 0 <= number < REVISION_END:
+        raise ValueError(f"revision {number} is not in 0 <= revision < 2**62")
+    return number
+
+
+def _check_entry(name: object, array: Any) -> None:  # noqa: ANN401 - what callers pass
+    """Refuse what cannot be hashed and updated in place, and say how to mend it."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name {name!r:.60} is a {type(name).__name__}; use a str")
+    entry = f"array {name!r:.240}"
+    if len(name) > NAME_LENGTH_MAX:
+        raise ValueError(
+            f"{entry}: a name of {len(name)} characters; at most {NAME_LENGTH_MAX} are taken"
+        )
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{entry} is a {type(array).__name__}; pass a numpy.ndarray "
+            "(of a CPU tensor: tensor.numpy())"
+        )
+    if array.dtype.hasobject:
+        raise TypeError(f"{entry} holds Python objects; convert it to a dtype of plain values")
+    if array.dtype.names is not None:
+        raise TypeError(f"{entry} has named fields; pass one array for each field")
+    if not array.dtype.isnative:
+        raise ValueError(
+            f"{entry} is not in native byte order; "
+            "pass array.astype(array.dtype.newbyteorder('=')) and use that"
+        )
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{entry} is not C-contiguous; pass np.ascontiguousarray(array) and use that"
+        )
+    if not array.flags.writeable:
+        raise ValueError(f"{entry} is read-only; pass array.copy() and use that")
+
+
+def _check_apart(arrays: Mapping[str, AnyArray]) -> None:
+    """Refuse two arrays over the same memory. Contiguous ones have no gaps: sorting suffices."""
+    spans = sorted(
+        (int(array.__array_interface__["data"][0]), array.nbytes, name)
+        for name, array in arrays.items()
+        if array.nbytes
+    )
+    for (start, length, name), (next_start, _, next_name) in pairwise(spans):
+        if next_start < start + length:
+            raise ValueError(
+                f"arrays {name!r} and {next_name!r} share memory; "
+                "pass one of them, or a copy of one"
+            )
