@@ -128,6 +128,8 @@ def connect(
     text = address or os.environ.get("RINGHAUL_COORDINATOR") or f"127.0.0.1:{limits.DEFAULT_PORT}"
     host, port = parse_address(text, limits.DEFAULT_PORT)
     _check_connect(group, streams, name, min_world_size)
+    _check_timeout(timeout_s)
+    _check_timeout(admission_timeout_s, "admission_timeout_s")
     where = (None, 0) if listen is None else parse_address(listen, 0)
     options = PeerOptions(
         coordinator=text,
@@ -144,17 +146,30 @@ def connect(
         options=options,
         streams=streams or limits.STREAMS_DEFAULT,
         listen=where,
-        advertise=tuple(advertise),
+        advertise=_parse_advertised(advertise),
     )
     runtime.start()
     try:
         runtime.joined.wait()
     except BaseException:
-        runtime.abandon()
+        runtime.close(wait_s=1.0)
         raise
     if runtime.view is None:
         raise runtime.error or ConnectError("the I/O thread ended before this peer was a member")
     return Communicator(runtime)
+
+
+def _parse_advertised(advertise: Sequence[str]) -> tuple[tuple[str, int | None], ...]:
+    """Where others may reach this peer; None for the port it listens at."""
+    if isinstance(advertise, str):
+        raise TypeError("advertise is a list of addresses, not one string")
+    found: list[tuple[str, int | None]] = []
+    for text in advertise:
+        host, port = parse_address(text, 0)
+        if not host:
+            raise ValueError(f"advertise: {text!r} names no host")
+        found.append((host, port or None))
+    return tuple(found)
 
 
 def _check_connect(group: int, streams: int | None, name: str | None, min_world: int) -> None:
@@ -295,13 +310,12 @@ class Communicator:
         own = _flat_view(array, "array", writable=out is None)
         check_op(reduce_op, own.dtype)
         target, is_in_place = own, True
-        if out is not None and out is not array:
+        if out is not None:
             target, is_in_place = _flat_view(out, "out", writable=True), False
-            _check_out(own, target)
+            _check_out(array, out)
         if codec != "raw":
             raise ValueError(f'codec {codec!r} is not available in this version, only "raw" is')
-        if tag is not None and len(tag) > limits.TAG_LENGTH_MAX:
-            raise ValueError(f"tag is a string of at most {limits.TAG_LENGTH_MAX} characters")
+        _check_tag(tag)
         signature = Signature(
             kind=CollectiveKind.ALL_REDUCE,
             op=reduce_op,
@@ -358,6 +372,8 @@ class Communicator:
         strategies = {s.value: s for s in Strategy}
         if strategy not in strategies:
             raise ValueError(f"strategy is one of {sorted(strategies)}, not {strategy!r}")
+        if frozen := [n for n, array in state.arrays.items() if not array.flags.writeable]:
+            raise ValueError(f"array {frozen[0]!r} of the state has become read-only")
         signature = Signature(kind=CollectiveKind.SYNC_STATE, layout=state.layout())
         call = SyncCall(
             signature=signature,
@@ -407,11 +423,11 @@ class Communicator:
         if not self._busy.acquire(blocking=False):
             raise RinghaulError("another thread is in a call of this communicator: one at a time")
         try:
-            self._runtime.submit(call)
             try:
+                self._runtime.submit(call)
                 call.ended.wait()
-            except BaseException:
-                self._interrupt(call)
+            except BaseException as error:
+                self._interrupt(call, f"{type(error).__name__} in the caller")
                 raise
             if call.view is not None:
                 self._view = call.view
@@ -421,10 +437,10 @@ class Communicator:
         finally:
             self._busy.release()
 
-    def _interrupt(self, call: PendingCall) -> None:
+    def _interrupt(self, call: PendingCall, reason: str) -> None:
         """The caller was interrupted: wait for the verdict, so that its memory is its own."""
         try:
-            self._runtime.give_up(call, "KeyboardInterrupt in the caller")
+            self._runtime.give_up(call, reason)
             call.ended.wait()
             if call.view is not None:
                 self._view = call.view
@@ -465,14 +481,23 @@ def _parse_on_loss(on_loss: str) -> OnLoss:
         raise ValueError(f'on_loss is "retry" or "raise", not {on_loss!r}') from None
 
 
-def _check_timeout(timeout_s: float | None) -> None:
+def _check_timeout(timeout_s: float | None, what: str = "timeout_s") -> None:
     if timeout_s is not None and not timeout_s > 0:
-        raise ValueError(f"timeout_s is a number of seconds above 0, or None; not {timeout_s!r}")
+        raise ValueError(f"{what} is a number of seconds above 0, or None; not {timeout_s!r}")
+
+
+def _check_tag(tag: str | None) -> None:
+    if tag is None:
+        return
+    if not isinstance(tag, str):
+        raise TypeError(f"tag is a string, not a {type(tag).__name__}")
+    if len(tag) > limits.TAG_LENGTH_MAX or not tag.isprintable():
+        raise ValueError(f"tag has at most {limits.TAG_LENGTH_MAX} characters, all printable")
 
 
 def _flat_view(array: NDArray[Any], what: str, *, writable: bool) -> NDArray[Any]:
     """The array as one dimension, never a copy; refuses what would need one."""
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a NumPy array, not a {type(array).__name__}")
     if not array.flags.c_contiguous:
         raise ValueError(
@@ -482,14 +507,14 @@ def _flat_view(array: NDArray[Any], what: str, *, writable: bool) -> NDArray[Any
     if writable and not array.flags.writeable:
         raise ValueError(f"{what} is read-only: pass a writable copy, or give out=")
     dtype_name(array.dtype)
-    return array.reshape(-1)
+    return np.asarray(array).reshape(-1)  # a matrix would stay of two dimensions
 
 
-def _check_out(own: NDArray[Any], target: NDArray[Any]) -> None:
-    if target.dtype != own.dtype or target.size != own.size:
+def _check_out(array: NDArray[Any], out: NDArray[Any]) -> None:
+    if out.dtype != array.dtype or out.shape != array.shape:
         raise ValueError(
-            f"out has {target.size} x {target.dtype}, array has {own.size} x {own.dtype}: they "
-            "have to be equal"
+            f"out has shape {out.shape} and dtype {out.dtype}, array has {array.shape} and "
+            f"{array.dtype}: they have to be equal"
         )
-    if np.may_share_memory(own, target):
+    if np.may_share_memory(array, out):
         raise ValueError("out shares memory with array: leave out= away to reduce in place")

@@ -54,9 +54,9 @@ def test_every_dtype_and_shape_has_a_digest(dtype: Any, shape: tuple[int, ...]) 
 def test_digests_stay_the_same_from_release_to_release() -> None:
     arrays = example()
 
-    assert array_digest(arrays["a"]).hex() == "ARRAY"
-    assert layout_digest(arrays) == "LAYOUT"
-    assert content_digest(arrays).hex() == "CONTENT"
+    assert array_digest(arrays["a"]).hex() == "d49ee28622f1a45019d81a729f141f22"
+    assert layout_digest(arrays) == "2771947ce7a855695745e0c9d31c8a21"
+    assert content_digest(arrays).hex() == "57ff306ab176c5f62932988a6140c477"
 
 
 def test_the_order_of_the_entries_does_not_matter() -> None:

@@ -1,5 +1,7 @@
 """Time in which this process ran: what stopped it (SIGSTOP, a closed lid) does not count."""
 
+import math
+
 from ringhaul.limits import HEARTBEAT_INTERVAL_S, STALLED_CLOCK_S
 
 
@@ -18,3 +20,10 @@ class RunningClock:
                 self.stalled_s += gap_s
         self._stepped_at = now
         return now - self.stalled_s
+
+    def caller_time(self, at: float) -> float:
+        """When the running time will be `at`, on the caller's clock; never a rounding before."""
+        instant = at + self.stalled_s
+        while instant - self.stalled_s < at:
+            instant = math.nextafter(instant, math.inf)
+        return instant

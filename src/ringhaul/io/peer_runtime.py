@@ -27,6 +27,7 @@ from ringhaul.io.link import MessageLink
 from ringhaul.io.listener import Listener, open_listener
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
+from ringhaul.io.sockets import close_on_fork
 from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
@@ -49,7 +50,7 @@ class PeerRuntime:
         options: PeerOptions,
         streams: int,
         listen: tuple[str | None, int],
-        advertise: tuple[str, ...],
+        advertise: tuple[tuple[str, int | None], ...],
     ) -> None:
         self._host, self._port = host, port
         self._streams = streams
@@ -60,7 +61,7 @@ class PeerRuntime:
         self.view: View | None = None
         self.joined = threading.Event()
         self.stopped = threading.Event()
-        self.error: BaseException | None = None
+        self.error: RinghaulError | None = None
         self._calls: dict[CallId, PendingCall] = {}
         self._call_count = 0
         self._buffers = BufferPool()
@@ -68,7 +69,9 @@ class PeerRuntime:
         self._is_stepping = False
         self._links: dict[LinkId, MessageLink] = {}
         self._link_count = 0
-        self._lock = threading.Lock()
+        #: Reentrant: a communicator may be garbage-collected wherever this thread is.
+        self._lock = threading.RLock()
+        self._is_unwanted = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread = threading.Thread(target=self._run_thread, name="ringhaul", daemon=True)
 
@@ -84,12 +87,24 @@ class PeerRuntime:
             call.end(error=self._closed_error())
 
     def give_up(self, call: PendingCall, detail: str) -> None:
-        """Ask for the end of a call; `ended` will be set by its verdict."""
-        event = steps.CallGivenUp
-        self._post(lambda: self._step(event(call.id, Outcome.INTERRUPTED, detail)))
+        """Ask for the end of a call; `ended` will be set by its verdict.
+
+        The caller may have been interrupted before the call was handed over.
+        """
+
+        def act() -> None:
+            if call.id in self._calls:
+                self._step(steps.CallGivenUp(call.id, Outcome.INTERRUPTED, detail))
+            else:
+                call.end(error=ClosedError("interrupted before it began"))
+
+        if not self._post(act):
+            call.end(error=self._closed_error())
 
     def close(self, wait_s: float = limits.GOODBYE_S + 3.0) -> None:
         """Leave in an orderly way; returns when the thread has ended, or after `wait_s`."""
+        with self._lock:
+            self._is_unwanted = True
         self._post(lambda: self._step(steps.CloseCalled()))
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(wait_s)
@@ -109,7 +124,7 @@ class PeerRuntime:
             return True
 
     def _closed_error(self) -> RinghaulError:
-        if isinstance(self.error, RinghaulError):
+        if self.error is not None:
             return type(self.error)(f"the communicator is closed: {self.error}")
         return ClosedError("the communicator is closed")
 
@@ -120,7 +135,9 @@ class PeerRuntime:
             trio.run(self._main)
         except BaseException as error:  # our bug: callers must not wait for ever
             logger.exception("the I/O thread ended")
-            self.error = self.error or error
+            bug = RinghaulError(f"a bug of ringhaul, please report it: {error!r}")
+            bug.__cause__ = error
+            self.error = self.error or bug
         finally:
             with self._lock:
                 self.stopped.set()
@@ -158,6 +175,8 @@ class PeerRuntime:
                 with self._lock:
                     self._token = trio.lowlevel.current_trio_token()
                 self._step(steps.Started())
+                if self._is_unwanted:  # closed before there was a token to post with
+                    self._step(steps.CloseCalled())
                 await trio.sleep_forever()
         finally:
             listening.close()
@@ -170,11 +189,7 @@ class PeerRuntime:
         own = [self._listen[0]] if self._listen[0] not in (None, "", "0.0.0.0", "::") else []
         hosts = own or await trio.to_thread.run_sync(local_hosts)
         found = [Address(host, port) for host in hosts if host] or [Address("127.0.0.1", port)]
-        explicit = []
-        for text in self._advertise:
-            from ringhaul.io.address import parse_address
-
-            explicit.append(Address(*parse_address(text, port)))
+        explicit = [Address(host, port if at is None else at) for host, at in self._advertise]
         merged = tuple(dict.fromkeys([*explicit, *found]))[: limits.ADDRESSES_MAX - 1]
         return replace(self._options, addresses=merged)
 
@@ -277,13 +292,16 @@ class PeerRuntime:
     async def _dial_coordinator(self) -> None:
         try:
             with trio.fail_after(limits.COORDINATOR_DIAL_S):
-                stream = await trio.open_tcp_stream(self._host, self._port)
+                opened = await trio.open_tcp_stream(self._host, self._port)
         except trio.TooSlowError:
             self._step(steps.DialFailed(f"no answer within {limits.COORDINATOR_DIAL_S:g} s"))
             return
         except OSError as error:
             self._step(steps.DialFailed(_describe(error)))
             return
+        # a forked child that kept this socket would make a killed process seem connected
+        sock = close_on_fork(socket.socket(fileno=opened.socket.detach()))
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self.plane.own_host_is_loopback = is_loopback(str(stream.socket.getsockname()[0]))
         self._link_count += 1
         link_id = LinkId(self._link_count)

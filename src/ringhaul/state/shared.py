@@ -32,10 +32,6 @@ class SharedState:
     The arrays stay the caller's: keep training on them, and do not replace them. While
     `sync_state` runs, do not read or write them. After an update that all members make alike,
     raise `revision`; a member that fetches the state has its revision set.
-
-    Attributes:
-        arrays: the live arrays by name; read-only as a mapping.
-        total_bytes: of all arrays together.
     """
 
     def __init__(self, arrays: Mapping[str, AnyArray], revision: int = 0) -> None:
@@ -59,10 +55,8 @@ class SharedState:
         for name, array in arrays.items():
             _check_entry(name, array)
         _check_apart(arrays)
-        self.arrays: Mapping[str, AnyArray] = MappingProxyType(
-            {name: arrays[name] for name in sorted(arrays)}
-        )
-        self.total_bytes = sum(array.nbytes for array in self.arrays.values())
+        self._arrays = {name: arrays[name] for name in sorted(arrays)}
+        self._total_bytes = sum(array.nbytes for array in arrays.values())
         self.revision = revision
 
     def __repr__(self) -> str:
@@ -71,6 +65,16 @@ class SharedState:
             f"<SharedState: {len(self.arrays)} arrays, {self.total_bytes} bytes, "
             f"revision {self._revision}>"
         )
+
+    @property
+    def arrays(self) -> Mapping[str, AnyArray]:
+        """The live arrays by name, in name order; read-only as a mapping."""
+        return MappingProxyType(self._arrays)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all arrays together."""
+        return self._total_bytes
 
     @property
     def revision(self) -> int:

@@ -14,7 +14,7 @@ class DemoOptions:
     peers: int = 4
     #: Of training in the ring; one process alone is given the same afterwards, so that a
     #: demo takes twice as long and a few seconds more.
-    seconds: float = 24.0
+    seconds: float = 20.0
     #: SIGKILL one peer at `KILL_SHARE` of the time.
     kill: bool = True
     seed: int = 0

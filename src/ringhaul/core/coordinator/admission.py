@@ -19,19 +19,23 @@ from ringhaul.wire.coordinator_messages import (
 
 
 def on_vote(run: Run, peer: Peer, message: Vote) -> None:
-    """A member's caller is in `admit`."""
+    """A member's caller is in `admit`. It votes again in every generation a repair opens."""
     group = run.group_of(peer)
-    if message.generation > group.proposed_generation:
+    if message.generation > group.generation:
         raise ProtocolError(f"votes in generation {message.generation}, which is not open")
     if message.generation < group.admitted_generation or message.index < run.admit_index:
         return  # it crossed the result
     if not run.is_member(peer):
         raise ProtocolError("votes, but is no member")
-    if message.index > run.admit_index or peer.vote is not None:
+    is_again = peer.vote is not None and peer.vote.generation >= message.generation
+    if message.index > run.admit_index or is_again:
         raise ProtocolError(f"votes in admit {message.index} out of turn")
+    if peer.vote is None:
+        peer.voted_at = run.now
     peer.vote = message
-    peer.voted_at = run.now
-    if message.fresh and run.is_begun:
+    if not run.has_voted(peer):
+        return  # it votes again when it has seen the repair
+    if message.fresh and group.is_begun:
         _skip(run, peer)
         return
     for collective in group.open.values():
@@ -44,8 +48,9 @@ def on_vote(run: Run, peer: Peer, message: Vote) -> None:
 def on_began(run: Run, beginner: Peer) -> None:
     """A collective was begun: skip fresh votes, and find members that are in `admit`."""
     group = run.group_of(beginner)
-    for member in run.members():
-        if member.vote is not None and member.vote.fresh and member.id != beginner.id:
+    for member_id in group.ring_order:
+        member = run.peers[member_id]
+        if run.has_voted(member) and member.vote and member.vote.fresh and member is not beginner:
             _skip(run, member)
     for collective in list(group.open.values()):
         began = collective.began.get(beginner.id)
@@ -57,7 +62,7 @@ def on_began(run: Run, beginner: Peer) -> None:
 
 
 def _skip(run: Run, peer: Peer) -> None:
-    """A newcomer's first `admit` ends: the members do something else in this generation."""
+    """A newcomer's first `admit` ends for it alone: the members do something else."""
     assert peer.vote is not None
     index = peer.vote.index
     peer.vote = None
@@ -82,6 +87,10 @@ def on_give_up_vote(run: Run, peer: Peer, message: GiveUpVote) -> None:
         return  # all have voted: it is being done
     if message.index > run.admit_index or not run.is_member(peer):
         raise ProtocolError("gives up an admit out of turn")
+    voters = [run.peers[p] for p in group.ring_order if run.peers[p].vote is not None]
+    if peer.vote is not None and all(v.vote.fresh for v in voters if v.vote):
+        _skip(run, peer)  # the others may never come to this one
+        return
     missing = missing_votes(run)
     detail = f"{peer.id}: {message.detail}"
     if missing and message.outcome is VoteOutcome.TIMEOUT:
@@ -92,7 +101,7 @@ def on_give_up_vote(run: Run, peer: Peer, message: GiveUpVote) -> None:
 
 def missing_votes(run: Run) -> tuple[PeerId, ...]:
     """Members that have not voted."""
-    return tuple(member.id for member in run.members() if member.vote is None)
+    return tuple(member.id for member in run.members() if not run.has_voted(member))
 
 
 def _finish(
@@ -136,7 +145,7 @@ def maybe_admit(run: Run) -> bool:
     if any(group.wanted or group.open for group in run.groups.values()):
         return False
     members = run.members()
-    if any(member.vote is None for member in members):
+    if not all(run.has_voted(member) for member in members):
         return False
     groups = list(run.groups.values())
     if not members:
@@ -182,7 +191,7 @@ def _find_differing_counts(run: Run) -> bool:
 
 def waiting_since(run: Run) -> float | None:
     """Since when the oldest vote that counts waits for others; None if none does."""
-    voted = [member.voted_at for member in run.members() if member.vote is not None]
+    voted = [member.voted_at for member in run.members() if run.has_voted(member)]
     return min(voted) if voted and not run.vote_reported else None
 
 
@@ -194,6 +203,6 @@ def report_waiting(run: Run) -> None:
     missing = missing_votes(run)
     report = StillWaiting(what="admit", missing=missing, waited_s=run.now - since)
     for member in run.members():
-        if member.vote is not None:
+        if run.has_voted(member):
             run.send(member, report)
     run.log(f"admit waits for {', '.join(missing) or 'more peers to come'}")

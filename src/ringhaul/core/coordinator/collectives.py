@@ -26,6 +26,8 @@ def on_began(run: Run, peer: Peer, message: Began) -> None:
         raise ProtocolError(f"began in generation {message.generation}, which is not open")
     if message.generation != group.generation or group.wanted is not None:
         return  # it crossed our proposal; the member begins again in the next generation
+    if not run.is_member(peer):
+        raise ProtocolError("begins a collective, but is no member")
     if message.key in group.closed:
         return  # it crossed the verdict
     collective = group.open.get(message.key)
@@ -39,7 +41,7 @@ def on_began(run: Run, peer: Peer, message: Began) -> None:
         if len(group.open) >= OPEN_OPERATIONS_MAX:
             raise ProtocolError(f"more than {OPEN_OPERATIONS_MAX} operations are open")
         collective = group.open[message.key] = Collective(key=message.key, since=run.now)
-    run.is_begun = True
+    group.is_begun = True
     collective.began[peer.id] = message
     if _find_mismatch(run, group, collective, peer):
         return

@@ -92,7 +92,7 @@ class Coordinator:
 
     def next_deadline(self) -> float:
         """When a `Tick` is due, on the clock of `now`."""
-        return min(at for at, _ in self._timers()) + self._clock.stalled_s
+        return self._clock.caller_time(min(at for at, _ in self._timers()))
 
     # -- time ---------------------------------------------------------------------------------
 

@@ -129,6 +129,7 @@ def remove(run: Run, peer: Peer, reason: str, *, farewell: bool = True) -> None:
         run.send_unnumbered(peer, Evicted(reason=reason[:1000]))
     if peer.link is not None:
         run.close(peer.link, reason)
+        peer.link = None  # nothing more is said to it
     run.log(f"{peer.id} is out: {reason}")
     was_proposed = group.proposal is not None and peer.id in group.proposal.ring_order
     if peer.id in group.ring_order:
@@ -164,12 +165,16 @@ def is_awaited(run: Run, peer: Peer) -> bool:
         return False
     if any(peer.id not in collective.finished for collective in group.open.values()):
         return True
-    return peer.vote is None and any(member.vote is not None for member in run.members())
+    return not run.has_voted(peer) and any(run.has_voted(member) for member in run.members())
 
 
 def silence_timers(run: Run) -> Iterator[tuple[float, Peer, str]]:
-    """When each peer would be lost, and why."""
+    """When each peer would be lost, and why.
+
+    If all fell silent together, it is rather the coordinator's network: they get the grace.
+    """
     options = run.options
+    heard_at = max((p.heard_at for p in run.peers.values() if p.link is not None), default=0.0)
     for peer in run.peers.values():
         if peer.link is None:
             why = f"its control connection was closed for {options.session_grace_s:g} s"
@@ -177,6 +182,8 @@ def silence_timers(run: Run) -> Iterator[tuple[float, Peer, str]]:
             continue
         awaited = is_awaited(run, peer)
         patience_s = options.silence_busy_s if awaited else options.silence_idle_s
+        if heard_at <= peer.heard_at + 2 * options.heartbeat_interval_s:
+            patience_s = max(patience_s, options.session_grace_s)
         why = f"nothing was heard of it for {patience_s:g} s"
         yield peer.heard_at + patience_s, peer, why
 

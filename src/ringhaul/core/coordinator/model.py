@@ -44,7 +44,7 @@ class Peer:
     link: LinkId | None
     link_lost_at: float = 0.0
     heard_at: float
-    #: The vote counts while its index is the run's.
+    #: Counts while its generation is the open one: whatever was begun before it is known then.
     vote: Vote | None = None
     voted_at: float = 0.0
     pinged: int = 0
@@ -115,6 +115,8 @@ class Group:
     open: dict[OpKey, Collective] = field(default_factory=dict)
     #: Keys that have a verdict since the last admission; the oldest are forgotten.
     closed: OrderedDict[OpKey, None] = field(default_factory=OrderedDict)
+    #: A collective was begun since the last admission.
+    is_begun: bool = False
     doubts: list[Doubt] = field(default_factory=list)
     #: Directed pairs that cannot be neighbours, until the next admission.
     unusable: set[tuple[PeerId, PeerId]] = field(default_factory=set)
@@ -142,8 +144,6 @@ class Run:
         self.arrivals = 0
         #: `admit`s finished since the last admission.
         self.admit_index = 0
-        #: A collective was begun since the last admission.
-        self.is_begun = False
         #: When the oldest vote that counts was reported as waiting long; None before.
         self.vote_reported = False
         #: Peers to be removed before this step ends, and why.
@@ -202,6 +202,10 @@ class Run:
     def is_member(self, peer: Peer) -> bool:
         """Is it in the ring of its group?"""
         return peer.id in self.group_of(peer).ring_order
+
+    def has_voted(self, peer: Peer) -> bool:
+        """Does its vote count?"""
+        return peer.vote is not None and peer.vote.generation == self.group_of(peer).generation
 
     def members(self) -> list[Peer]:
         """All members of all groups."""

@@ -5,6 +5,8 @@ doubt; the doubt is settled by a second witness (the neighbour's control connect
 too: it is lost) or by the neighbour's answer to a ping (it lives: the pair is unusable).
 """
 
+from dataclasses import replace
+
 from ringhaul.core.coordinator import collectives
 from ringhaul.core.coordinator.model import Doubt, Group, Peer, Proposed, Run, Wanted
 from ringhaul.errors import ProtocolError
@@ -85,7 +87,6 @@ def maybe_open(run: Run) -> bool:
     if admitting and all(_is_ready(g) for g in admitting):
         opening += admitting
         run.admit_index = 0
-        run.is_begun = False
         run.vote_reported = False
         for peer in run.peers.values():
             peer.vote = None
@@ -115,6 +116,7 @@ def _announce(run: Run, group: Group, joined: tuple[PeerId, ...], *, admission: 
     if admission:
         group.admitted_generation = group.generation
         group.closed.clear()
+        group.is_begun = False
         group.unusable.clear()
         group.breaks.clear()
     group.wanted = None
@@ -148,9 +150,13 @@ def on_link_failed(run: Run, peer: Peer, message: LinkFailed) -> None:
         raise ProtocolError("reports a link of a ring it is not in")
     if message.neighbour not in ring:
         return  # lost already
-    if any(d.reporter == peer.id and d.accused == message.neighbour for d in group.doubts):
-        return
     accused = run.peers[message.neighbour]
+    for known in group.doubts:
+        if known.reporter == peer.id and known.accused == accused.id:
+            if message.refused and not known.refused:
+                group.doubts.remove(known)
+                group.doubts.append(replace(known, refused=True, reason=message.reason))
+            return
     doubt = Doubt(
         reporter=peer.id,
         accused=message.neighbour,

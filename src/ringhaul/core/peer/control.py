@@ -122,7 +122,9 @@ def on_refused(state: State, message: Refused) -> None:
 
 def on_evicted(state: State, message: Evicted) -> None:
     """Final."""
-    if state.phase is Phase.MEMBER:
+    if state.phase is Phase.LEAVING:
+        state.stop(None)
+    elif state.phase is Phase.MEMBER:
         text = f"the coordinator dropped this peer ({state.peer_id}): {message.reason}"
         state.stop(EvictedError(text, generation=state.generation, peers=[state.peer_id]))
     else:

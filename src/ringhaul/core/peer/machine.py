@@ -89,7 +89,7 @@ class Peer:
         at = min((at for at, _ in self._timers()), default=float("inf"))
         if self.state.phase is not Phase.STOPPED:
             at = min(at, self.state.now + 1.0)  # so that the clock sees gaps
-        return at + self._clock.stalled_s
+        return self._clock.caller_time(at)
 
     def _timers(self) -> Iterator[tuple[float, Callable[[State], None]]]:
         """Every deadline and what happens then. The only place that computes one."""
@@ -97,7 +97,7 @@ class Peer:
         yield from control.timers(state)
         if state.phase is Phase.MEMBER:
             yield from collective.timers(state)
-            if state.admit is not None and not state.admit.gave_up:
+            if state.admit is not None and state.admit.gave_up is None:
                 yield state.admit.deadline_at, _on_admit_timeout
 
     def _on_runner(

@@ -3,6 +3,8 @@
 Decides when links are made, when a generation is in use, and how an `admit` ends.
 """
 
+from dataclasses import replace
+
 from ringhaul.core.peer import collective
 from ringhaul.core.peer.model import Admit, Phase, State
 from ringhaul.core.peer.steps import (
@@ -55,9 +57,12 @@ def on_link_broken(state: State, event: LinkBroken) -> None:
     ring_order = state.ring_order
     if state.proposal is not None:
         generation, ring_order = state.proposal.generation, state.proposal.ring_order
-    if event.neighbour not in ring_order or (generation, event.neighbour) in state.broken:
+    if event.neighbour not in ring_order:
         return
-    state.broken.add((generation, event.neighbour))
+    known = {(generation, event.neighbour, refused) for refused in (event.refused, True)}
+    if known & state.broken:
+        return  # but a refusal after a mere reset is news: a second witness
+    state.broken.add((generation, event.neighbour, event.refused))
     message = LinkFailed(
         generation=generation,
         neighbour=event.neighbour,
@@ -90,6 +95,10 @@ def on_opened(state: State, message: Opened) -> None:
         state.effects.append(Complete(call=state.admit.id, view=view))
         state.admit = None
     collective.on_opened(state, view)
+    if state.admit is not None and state.admit.vote is not None and state.admit.gave_up is None:
+        # it stands, and says now that all calls before it have begun in this generation
+        state.admit.vote = replace(state.admit.vote, generation=state.generation)
+        state.send(state.admit.vote)
 
 
 def on_admit_called(state: State, event: AdmitCalled) -> None:
@@ -108,14 +117,15 @@ def on_admit_called(state: State, event: AdmitCalled) -> None:
         fresh=state.is_fresh,
     )
     state.is_fresh = False
+    state.admit.vote = vote
     state.send(vote)
 
 
 def give_up(state: State, outcome: VoteOutcome, detail: str) -> None:
     """The caller of `admit` cannot wait: ask for the end of it, for all."""
-    if state.admit is None or state.admit.gave_up:
+    if state.admit is None or state.admit.gave_up is not None:
         return
-    state.admit.gave_up = True
+    state.admit.gave_up = (outcome, detail)
     state.send(
         GiveUpVote(
             generation=state.generation, index=state.admit_index, outcome=outcome, detail=detail
@@ -137,21 +147,26 @@ def on_vote_result(state: State, message: VoteResult) -> None:
 def _finish(state: State, result: VoteResult) -> None:
     assert state.admit is not None
     call = state.admit.id
+    gave_up = state.admit.gave_up
     state.admit = None
     view = state.view(result.generation, result.ring_order, result.counts)
-    if result.outcome is not VoteOutcome.SKIPPED:
+    outcome, detail = result.outcome, result.detail
+    if outcome is not VoteOutcome.SKIPPED:
         state.vote_results.pop(state.admit_index, None)
         state.admit_index += 1
+    elif gave_up is not None:
+        outcome, detail = gave_up
+        state.is_fresh = True  # for the others it never happened
     facts = {"generation": result.generation, "peers": result.culprits}
     error: RinghaulError
-    match result.outcome:
+    match outcome:
         case VoteOutcome.UNCHANGED | VoteOutcome.SKIPPED:
             state.effects.append(Complete(call=call, view=view))
             return
         case VoteOutcome.TIMEOUT:
-            error = CallTimeout(f"admit: {result.detail}", **facts)  # type: ignore[arg-type]
+            error = CallTimeout(f"admit: {detail}", **facts)  # type: ignore[arg-type]
         case VoteOutcome.MISMATCH:
-            error = MismatchError(result.detail, **facts)  # type: ignore[arg-type]
+            error = MismatchError(detail, **facts)  # type: ignore[arg-type]
         case VoteOutcome.INTERRUPTED:
-            error = CollectiveAborted(f"admit was interrupted by {result.detail}", **facts)  # type: ignore[arg-type]
+            error = CollectiveAborted(f"admit was interrupted by {detail}", **facts)  # type: ignore[arg-type]
     state.effects.append(Fail(call, error, view))

@@ -11,7 +11,13 @@ from ringhaul.core.steps import Close, Log, Send
 from ringhaul.errors import RinghaulError
 from ringhaul.ids import NO_GENERATION, CallId, Generation, LinkId, OpKey, PeerId, Rank
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Proposal, Verdict, VoteResult
+from ringhaul.wire.coordinator_messages import (
+    Proposal,
+    Verdict,
+    Vote,
+    VoteOutcome,
+    VoteResult,
+)
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address, Counts
 
@@ -65,7 +71,10 @@ class Admit:
 
     id: CallId
     deadline_at: float
-    gave_up: bool = False
+    #: As it was sent last; None if the result was here before.
+    vote: Vote | None = None
+    #: The error that the caller gets if the coordinator lets it go alone.
+    gave_up: tuple[VoteOutcome, str] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +115,8 @@ class State:
         self.ring_order: tuple[PeerId, ...] = ()
         #: The newest proposal that is not opened yet.
         self.proposal: Proposal | None = None
-        self.broken: set[tuple[Generation, PeerId]] = set()
+        #: Broken links that were reported: generation, neighbour, refused.
+        self.broken: set[tuple[Generation, PeerId, bool]] = set()
         # since the last admission
         self.call_count = 0
         self.ordinals: Counter[str | None] = Counter()

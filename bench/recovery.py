@@ -1,0 +1,64 @@
+"""SIGKILL of one of 3 peers in the middle of an all-reduce, on loopback.
+
+Measures from the kill to the survivors' return, less an undisturbed call of the survivors
+alone. Every sum is checked. `python bench/recovery.py --kills 20 --mib 64`
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+
+from ringhaul.testing.processes import CoordinatorProcess, PeerProcess
+
+
+def rounds_of(peer: PeerProcess, world_size: int) -> dict[str, object]:
+    """The next committed round with so many contributors."""
+    while True:
+        event = peer.expect("round")
+        assert event["right"], event
+        if len(event["contributors"]) == world_size:
+            return event
+
+
+def main() -> None:
+    """Kill, measure, start another, repeat."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--mib", type=float, default=64)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    count = str(int(args.mib * (1 << 20) / 4))
+    excess, undisturbed, in_the_middle = [], [], 0
+    with contextlib.ExitStack() as stack:
+        coordinator = stack.enter_context(CoordinatorProcess())
+
+        def start(index: int) -> PeerProcess:
+            peer = PeerProcess(coordinator.address, index, "--admit", "--count", count)
+            return stack.enter_context(peer)
+
+        survivors = [start(0), start(1)]
+        for kill in range(args.kills):
+            victim = start(2 + kill % 5)
+            usual = [float(str(rounds_of(survivors[0], 3)["seconds"])) for _ in range(2)]
+            time.sleep(usual[-1] / 2)
+            killed_at = victim.kill()
+            firsts = [rounds_of(peer, 2) for peer in survivors]
+            alone = [float(str(rounds_of(survivors[0], 2)["seconds"])) for _ in range(4)]
+            returned_at = max(float(str(first["at"])) for first in firsts)
+            in_the_middle += any(int(str(first["attempts"])) > 1 for first in firsts)
+            undisturbed.append(statistics.median(alone[1:]))
+            excess.append(returned_at - killed_at - undisturbed[-1])
+    report = {
+        "kills": args.kills,
+        "in_the_middle": in_the_middle,
+        "undisturbed_ms": statistics.median(undisturbed) * 1e3,
+        "recovery_ms_median": statistics.median(excess) * 1e3,
+        "recovery_ms_worst": max(excess) * 1e3,
+    }
+    print(json.dumps(report) if args.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Simulated data links, transfers around the ring, and fetching of state.
+
+A transfer needs all members of its generation and all links of its ring. Its result is the
+tuple of (peer, value) in ring order, so that an oracle can tell who contributed what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING
+
+from ringhaul.core.peer.steps import (
+    BeginTransfer,
+    CallGivenUp,
+    FollowSyncPlan,
+    LinkBroken,
+    LinkUp,
+    TransferDone,
+)
+from ringhaul.ids import CallId, Generation, OpKey, PeerId
+from ringhaul.limits import LINK_DIAL_S
+from ringhaul.wire.coordinator_messages import Outcome, Proposal, SyncPlan
+from ringhaul.wire.records import Ticket
+
+if TYPE_CHECKING:
+    from ringhaul.testing.process import Process
+    from ringhaul.testing.simulator import World
+
+Value = tuple[tuple[PeerId, int], ...]
+_Attempt = tuple[int, Generation, OpKey]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Posted:
+    process: Process
+    call: CallId
+    value: int
+
+
+class DataPlane:
+    """All data links of a world, and what moves on them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.up: set[tuple[Process, Process]] = set()
+        #: Directed pairs that cannot connect.
+        self.cut: set[tuple[Process, Process]] = set()
+        self._rings: dict[tuple[int, Generation], tuple[PeerId, ...]] = {}
+        self._posted: dict[_Attempt, dict[PeerId, _Posted]] = {}
+
+    # -- links --------------------------------------------------------------------------------
+
+    def make_links(self, process: Process, proposal: Proposal) -> None:
+        """Keep the links the proposal needs, drop the others, dial what is missing."""
+        self._rings[process.group, proposal.generation] = proposal.ring_order
+        process.proposal = proposal
+        after, before = self._neighbours(proposal)
+        for pair in [pair for pair in self._sorted_links() if process in pair]:
+            sender, receiver = pair
+            if (sender is process and receiver is not after) or (
+                receiver is process and sender is not before
+            ):
+                self._drop_link(pair, told=[p for p in pair if p is not process], refused=False)
+        deadline_at = self._world.agenda.now + LINK_DIAL_S
+        self._world.agenda.after(
+            self._delay_s(), lambda: self._try_link(process, proposal, deadline_at)
+        )
+
+    def _try_link(self, process: Process, proposal: Proposal, deadline_at: float) -> None:
+        agenda = self._world.agenda
+        if not process.is_alive or process.proposal is not proposal:
+            return
+        after, _ = self._neighbours(proposal)
+        if after is None or proposal.next is None:
+            process.deliver(LinkUp(proposal.generation))
+        elif not after.is_alive:
+            self._tell_broken(process, proposal.next, refused=True)
+        elif (process, after) in self.up:
+            process.deliver(LinkUp(proposal.generation))
+        elif self._is_reachable(process, after):
+            self.up.add((process, after))
+            process.deliver(LinkUp(proposal.generation))
+        elif agenda.now >= deadline_at:
+            self._tell_broken(process, proposal.next, refused=False)
+        else:
+            agenda.at(
+                min(deadline_at, agenda.now + 0.2),
+                lambda: self._try_link(process, proposal, deadline_at),
+            )
+
+    def _is_reachable(self, dialler: Process, acceptor: Process) -> bool:
+        expected = acceptor.proposal is not None and acceptor.proposal.previous is not None
+        if (dialler, acceptor) in self.cut or acceptor.is_paused or not expected:
+            return False
+        assert acceptor.proposal is not None
+        assert acceptor.proposal.previous is not None
+        return acceptor.proposal.previous.peer == dialler.peer_id
+
+    def _neighbours(self, proposal: Proposal) -> tuple[Process | None, Process | None]:
+        by_id = self._world.by_id
+        return (
+            by_id[proposal.next.peer] if proposal.next else None,
+            by_id[proposal.previous.peer] if proposal.previous else None,
+        )
+
+    def _sorted_links(self) -> list[tuple[Process, Process]]:
+        return sorted(self.up, key=lambda pair: (pair[0].index, pair[1].index))
+
+    def pick_link(self) -> tuple[Process, Process] | None:
+        """Any link that is up."""
+        links = self._sorted_links()
+        return self._world.agenda.dice.choice(links) if links else None
+
+    def break_link(self, pair: tuple[Process, Process]) -> None:
+        """A link is reset; one end or both notice."""
+        told = [process for process in pair if self._world.agenda.chance(0.7)]
+        self._drop_link(pair, told=told or [pair[0]], refused=False)
+
+    def on_death(self, process: Process) -> None:
+        """A process is gone: its neighbours find their redial refused."""
+        for pair in [pair for pair in self._sorted_links() if process in pair]:
+            self._drop_link(pair, told=[p for p in pair if p is not process], refused=True)
+
+    def _drop_link(
+        self, pair: tuple[Process, Process], *, told: list[Process], refused: bool
+    ) -> None:
+        self.up.discard(pair)
+
+        def tell(process: Process, other: Process) -> None:
+            # by then the ring may be another, or the link new
+            if process.proposal is None or pair in self.up:
+                return
+            after, before = process.proposal.next, process.proposal.previous
+            ticket = after if process is pair[0] else before
+            if ticket is not None and self._world.by_id[ticket.peer] is other:
+                self._tell_broken(process, ticket, refused=refused or not other.is_alive)
+
+        for process in told:
+            other = pair[1] if process is pair[0] else pair[0]
+            self._world.agenda.after(
+                self._delay_s(),
+                lambda process=process, other=other: tell(process, other),  # type: ignore[misc]
+            )
+
+    def _tell_broken(self, process: Process, ticket: Ticket, *, refused: bool) -> None:
+        reason = "connection refused" if refused else "reset or timed out"
+        process.deliver(LinkBroken(neighbour=ticket.peer, refused=refused, reason=reason))
+
+    # -- transfers ----------------------------------------------------------------------------
+
+    def begin(self, process: Process, effect: BeginTransfer, value: int) -> None:
+        """A member's part of a transfer may move; it ends once all have begun."""
+        attempt = (process.group, effect.generation, effect.key)
+        ring = self._rings[attempt[:2]]
+        assert ring[effect.rank] == process.peer_id
+        assert len(ring) == effect.world_size
+        posted = self._posted.setdefault(attempt, {})
+        posted[process.peer_id] = _Posted(process, effect.call, value)
+        process.posted[effect.call] = attempt
+        if len(posted) == len(ring):
+            result = tuple((peer_id, posted[peer_id].value) for peer_id in ring)
+            for each in posted.values():
+                self._world.agenda.after(
+                    self._transfer_s(),
+                    lambda each=each: self._complete(attempt, each, result),  # type: ignore[misc]
+                )
+
+    def _complete(self, attempt: _Attempt, posted: _Posted, result: Value) -> None:
+        process = posted.process
+        if not process.is_alive or process.posted.get(posted.call) != attempt:
+            return
+        if not self._is_intact(attempt):
+            if self._world.agenda.chance(0.5):
+                return  # what it needs got lost
+        elif any(self._world.by_id[p].is_paused for p in self._rings[attempt[:2]]):
+            self._world.agenda.after(0.3, lambda: self._complete(attempt, posted, result))
+            return
+        process.results[posted.call] = result
+        digest = hashlib.blake2b(repr(result).encode(), digest_size=16).digest()
+        if self._world.spoils_results and self._world.agenda.chance(0.05):
+            digest = bytes(16)
+        process.deliver(TransferDone(posted.call, attempt[1], digest))
+
+    def _is_intact(self, attempt: _Attempt) -> bool:
+        ring = [self._world.by_id[p] for p in self._rings[attempt[:2]]]
+        linked = all(
+            (process, ring[(rank + 1) % len(ring)]) in self.up for rank, process in enumerate(ring)
+        )
+        posted = self._posted.get(attempt, {})
+        here = all(p.is_alive and p.peer_id in posted for p in ring)
+        return here and (linked or len(ring) == 1)
+
+    def drop(self, process: Process, call: CallId) -> None:
+        """An attempt ended, one way or the other."""
+        process.plans.pop(call, None)
+        attempt = process.posted.pop(call, None)
+        if attempt is not None:
+            posted = self._posted[attempt]
+            del posted[process.peer_id]
+            if not posted:
+                del self._posted[attempt]
+
+    # -- state --------------------------------------------------------------------------------
+
+    def follow_plan(self, process: Process, effect: FollowSyncPlan) -> None:
+        """Serve the elected state, or fetch it."""
+        process.plans[effect.call] = effect.plan
+        deadline_at = self._world.agenda.now + LINK_DIAL_S
+        self._world.agenda.after(
+            self._delay_s(), lambda: self._fetch(process, effect.call, effect.plan, 0, deadline_at)
+        )
+
+    def _fetch(
+        self, process: Process, call: CallId, plan: SyncPlan, turn: int, deadline_at: float
+    ) -> None:
+        agenda = self._world.agenda
+        if not process.is_alive or process.plans.get(call) is not plan:
+            return
+        if not plan.holders:
+            process.deliver(TransferDone(call, plan.generation))
+            return
+        if turn == len(plan.holders):
+            process.deliver(CallGivenUp(call, Outcome.NO_STATE, "no holder could be reached"))
+            return
+        holder = self._world.by_id[plan.holders[turn].peer]
+        served = [
+            theirs
+            for theirs in holder.plans.values()
+            if theirs.generation == plan.generation and theirs.key == plan.key
+        ]
+        if not holder.is_alive or agenda.now >= deadline_at:
+            turn += 1
+            deadline_at = agenda.now + LINK_DIAL_S
+        elif served and not holder.is_paused:
+            assert not served[0].holders
+            assert process.peer_id in [ticket.peer for ticket in served[0].requesters]
+            self._world.ledger.seen["state fetched"] += 1
+            process.deliver(TransferDone(call, plan.generation))
+            return
+        agenda.after(0.1, lambda: self._fetch(process, call, plan, turn, deadline_at))
+
+    def _delay_s(self) -> float:
+        return self._world.agenda.between(0.001, 0.05)
+
+    def _transfer_s(self) -> float:
+        agenda = self._world.agenda
+        return agenda.between(0.1, 0.8) if agenda.chance(0.1) else agenda.between(0.005, 0.08)

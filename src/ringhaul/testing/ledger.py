@@ -1,0 +1,139 @@
+"""The oracles: what all members have to agree on, and which rare paths a run has seen."""
+
+from collections import Counter
+
+from ringhaul.core.coordinator.model import Effect as CoordinatorEffect
+from ringhaul.core.peer.steps import View
+from ringhaul.core.steps import Log, Send
+from ringhaul.ids import OpKey, PeerId
+from ringhaul.wire.coordinator_messages import (
+    Evicted,
+    Opened,
+    Outcome,
+    Proposal,
+    Resumed,
+    StillWaiting,
+    SyncPlan,
+    Verdict,
+    VoteOutcome,
+    VoteResult,
+)
+
+#: Paths a campaign has to reach, or it proves little.
+RARE_PATHS = (
+    "opened by admission",
+    "opened by repair",
+    *(f"verdict {outcome.value}" for outcome in Outcome),
+    *(f"vote {outcome.value}" for outcome in VoteOutcome if outcome is not VoteOutcome.MISMATCH),
+    "doubt settled: the neighbour lives",
+    "lost by two witnesses",
+    "lost by silence",
+    "lost after the grace of its session",
+    "left in an orderly way",
+    "no ring could include it",
+    "session resumed",
+    "older connection fenced",
+    "still waiting was reported",
+    "committed after several attempts",
+    "committed with a contributor that is gone",
+    "finished, then aborted",
+    "came to a key that had failed",
+    "below min_world_size",
+    "state fetched",
+    "killed between two effects",
+    "admitted by a proposal after a failed one",
+)
+
+_LOGGED = {
+    " -> ": None,
+    " broke: ": "doubt settled: the neighbour lives",
+    " was refused: ": "lost by two witnesses",
+    "is out: nothing was heard": "lost by silence",
+    "is out: its control connection was closed for": "lost after the grace of its session",
+    "is out: it left": "left in an orderly way",
+    "is out: no ring can include it": "no ring could include it",
+    "resumed its session": "session resumed",
+}
+
+
+class OracleError(AssertionError):
+    """The machines broke a promise."""
+
+
+class Ledger:
+    """Outcomes of all operations and views of all generations, compared as they come."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self._outcomes: dict[tuple[int, int, OpKey], tuple[str, object]] = {}
+        self._views: dict[tuple[int, int], tuple[str, View]] = {}
+        self._generations: dict[int, int] = {}
+        self._admissions_proposed: dict[PeerId, int] = {}
+
+    def record_outcome(
+        self, who: str, group: int, era: int, key: OpKey, outcome: tuple[object, ...]
+    ) -> None:
+        """One member's caller got this; all others have to get the same."""
+        first, theirs = self._outcomes.setdefault((group, era, key), (who, outcome))
+        if theirs != outcome:
+            raise OracleError(
+                f"group {group}, admitted in {era}, {key}: {first} got {theirs}, {who} {outcome}"
+            )
+
+    def record_opening(self, who: str, group: int, view: View) -> None:
+        """One member's caller sees this generation; it looks the same to all."""
+        first, theirs = self._views.setdefault((group, view.generation), (who, view))
+        if theirs != view:
+            raise OracleError(f"group {group}: {first} sees {theirs}, {who} sees {view}")
+
+    def check_generation(self, group: int, message: Proposal) -> None:
+        """Proposed generations of a group only grow."""
+        if message.generation < self._generations.get(group, 0):
+            raise OracleError(f"group {group}: generation {message.generation} came again")
+        self._generations[group] = message.generation
+
+    def watch_coordinator(self, effects: list[CoordinatorEffect]) -> None:
+        """Count what the coordinator does."""
+        for effect in effects:
+            match effect:
+                case Send(_, envelope):
+                    path = self._name(envelope.message)
+                    if path is not None:
+                        self.seen[path] += 1
+                case Log(text):
+                    self._count_logged(text)
+                case _:
+                    if "resumed on another connection" in effect.reason:
+                        self.seen["older connection fenced"] += 1
+
+    def _count_logged(self, text: str) -> None:
+        for words, path in _LOGGED.items():
+            if path is not None and words in text:
+                self.seen[path] += 1
+
+    def _name(self, message: object) -> str | None:
+        match message:
+            case Opened(admission=admission, joined=joined, generation=generation):
+                if joined and any(self._admissions_proposed.get(p, 0) > 1 for p in joined):
+                    self.seen["admitted by a proposal after a failed one"] += 1
+                assert generation > 0
+                return f"opened by {'admission' if admission else 'repair'}"
+            case Verdict(outcome=outcome):
+                return f"verdict {outcome.value}"
+            case VoteResult(outcome=outcome):
+                return f"vote {outcome.value}"
+            case SyncPlan():
+                return "state elected"
+            case Resumed():
+                return "resumed"
+            case Evicted():
+                return "evicted"
+            case StillWaiting():
+                return "still waiting was reported"
+            case Proposal(ring_order=ring_order):
+                for peer_id in ring_order:
+                    count = self._admissions_proposed.get(peer_id, 0)
+                    self._admissions_proposed[peer_id] = count + 1
+                return "proposed"
+            case _:
+                return None

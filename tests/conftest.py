@@ -1,0 +1,25 @@
+"""Settings of the whole suite: a run is the same as the one before it."""
+
+import pytest
+from hypothesis import settings
+
+# No flakes: the same examples in every run, and no failure for a slow machine.
+settings.register_profile("same_every_run", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile("same_every_run")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seeds",
+        type=int,
+        default=100,
+        help="simulated runs per test marked `seeds` that takes a `seed` (default: 100)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give tests marked `seeds` their seeds, 0 to --seeds, unless they name their own."""
+    marks = [mark.name for mark in metafunc.definition.iter_markers()]
+    if "seed" in metafunc.fixturenames and "seeds" in marks and "parametrize" not in marks:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("seeds")))
