@@ -72,6 +72,8 @@ STREAMS_DEFAULT = 2
 STREAMS_MAX = 64
 #: A link that broke so often since the last admission counts as unusable.
 LINK_BREAKS_MAX = 3
+#: The same, if it failed when it was dialled: once may be a lost packet or a busy machine.
+DIAL_FAILURES_MAX = 2
 #: Connections a listener holds before they have proved anything.
 UNPROVED_CONNECTIONS_MAX = 256
 #: Steps the search for a ring around unusable pairs may take.

@@ -17,6 +17,10 @@ from ringhaul.wire.peer_messages import StateOffer, StreamRefused, StreamWelcome
 from ringhaul.wire.records import Address
 
 
+_ATTEMPTS_AFTER_RESET = 8
+_RESET_PAUSE_S = 0.02
+
+
 class DialError(Exception):
     """No address led to the peer. `refused`: at least one refused, none was proved."""
 
@@ -65,6 +69,15 @@ async def reach(
     refused: list[Address] = []
 
     async def attempt(address: Address, scope: trio.CancelScope) -> None:
+        for _ in range(_ATTEMPTS_AFTER_RESET):
+            if not await attempt_once(address, scope):
+                return
+            # Reset without an answer: a process that is being killed takes its backlog
+            # with it. What it is then, a refusal or a peer that lives, the next try shows.
+            await trio.sleep(_RESET_PAUSE_S)
+
+    async def attempt_once(address: Address, scope: trio.CancelScope) -> bool:
+        """Try one address; tell whether it was reset without an answer."""
         sock: DataSocket | None = None
         try:
             sock = await connect(address.host, address.port)
@@ -80,16 +93,25 @@ async def reach(
         except ConnectionRefusedError:
             refused.append(address)
             failures[address] = "connection refused"
-        except (OSError, StreamEnded) as error:
+        except (ConnectionResetError, StreamEnded) as error:
+            failures[address] = str(error)
+            return True
+        except OSError as error:
             failures[address] = str(error)
         finally:
             if sock is not None:
                 sock.close()
+        return False
 
-    with trio.move_on_after(timeout_s) as scope:
-        async with trio.open_nursery() as nursery:
-            for address in addresses:
-                nursery.start_soon(attempt, address, scope)
+    try:
+        with trio.move_on_after(timeout_s) as scope:
+            async with trio.open_nursery() as nursery:
+                for address in addresses:
+                    nursery.start_soon(attempt, address, scope)
+    except trio.Cancelled:
+        for reached in winner:
+            reached.sock.close()
+        raise
     if winner:
         return winner[0]
     reason = "; ".join(f"{address}: {why}" for address, why in failures.items())

@@ -100,7 +100,7 @@ class Listener:
                 sock.close()
 
     async def _welcome(self, sock: DataSocket, hello: StreamHello) -> bool:
-        own = self._plane.peer_id
+        own = await self._plane.wait_identity()
         if hello.acceptor != own:
             reason = f"this is {own}, not {hello.acceptor}"
             await sock.send_message(Envelope(message=StreamRefused(reason=reason)))

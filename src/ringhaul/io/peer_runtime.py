@@ -232,8 +232,6 @@ class PeerRuntime:
             case steps.Dial():
                 self._nursery.start_soon(self._dial_coordinator)
             case steps.MakeLinks(proposal):
-                state = self._machine.state
-                self.plane.peer_id, self.plane.run_id = state.peer_id, state.run_id
                 self.plane.make_links(proposal)
             case steps.UseRing(generation):
                 self.plane.use_ring(generation)
@@ -311,6 +309,7 @@ class PeerRuntime:
 
         def handle(envelope: Envelope) -> None:
             self._step(Received(link_id, envelope))
+            self.plane.identify(self._machine.state.peer_id, self._machine.state.run_id)
 
         reason = await link.run(handle)
         del self._links[link_id]

@@ -40,6 +40,8 @@ class DataPlane:
         self.run_id = bytes(16)
         self._generation = NO_GENERATION
         self._changed = trio.Event()
+        #: The proposal that the links are made for.
+        self._made_for = NO_GENERATION
         self._previous: Ticket | None = None
         self._next: Ticket | None = None
         self._outgoing: OutgoingLink | None = None
@@ -49,7 +51,7 @@ class DataPlane:
         self._transfers: dict[TransferKey, RingTransfer] = {}
         self._early: dict[TransferKey, list[tuple[SegmentHeader, bytearray]]] = {}
         self._early_bytes = 0
-        #: Operations of this generation that failed for all: their data may still arrive.
+        #: Operations of this generation that ended without result: their data may still arrive.
         self._dead: set[TransferKey] = set()
 
     # -- links --------------------------------------------------------------------------------
@@ -57,6 +59,7 @@ class DataPlane:
     def make_links(self, proposal: Proposal) -> None:
         """Dial the next rank unless the link is there; expect the previous."""
         self._next, self._previous = proposal.next, proposal.previous
+        self._made_for = proposal.generation
         self._notify()
         if self._dialling is not None:
             self._dialling.cancel()
@@ -95,6 +98,10 @@ class DataPlane:
                 for sock in socks:
                     sock.close()
                 raise
+            if scope.cancel_called:  # replaced, or over, since the last handshake ended
+                for sock in socks:
+                    sock.close()
+                return
             link = OutgoingLink(ticket.peer, socks, self._on_broken)
             link.use(self._generation)
             self._outgoing = link
@@ -123,7 +130,22 @@ class DataPlane:
         except StreamEnded as error:
             reached.sock.close()
             raise DialError(str(error), refused=False) from None
+        except trio.Cancelled:
+            reached.sock.close()
+            raise
         return reached
+
+    def identify(self, peer_id: PeerId, run_id: bytes) -> None:
+        """The coordinator has welcomed this peer. A neighbour may have dialled before that."""
+        if peer_id != self.peer_id:
+            self.peer_id, self.run_id = peer_id, run_id
+            self._notify()
+
+    async def wait_identity(self) -> PeerId:
+        """Wait until this peer knows its name. The caller bounds it."""
+        while not self.peer_id:
+            await self._changed.wait()
+        return self.peer_id
 
     async def wait_expected(self, hello: StreamHello) -> bytes:
         """Wait until a proposal names this dialler; return the proof. The caller bounds it."""
@@ -163,7 +185,11 @@ class DataPlane:
             self._nursery.start_soon(self._probe, ticket, reason)
 
     async def _probe(self, ticket: Ticket, reason: str) -> None:
-        """Find out whether a neighbour still listens: a refusal is a witness of its death."""
+        """Find out whether a neighbour still listens: a refusal is a witness of its death.
+
+        If another ring is proposed meanwhile, its links are made anew: nothing is reported.
+        """
+        made_for = self._made_for
         refused = False
         hello = StreamHello(
             version=limits.PROTOCOL_VERSION,
@@ -183,7 +209,8 @@ class DataPlane:
         except DialError as error:
             refused = error.refused
             reason = f"{reason}; then {error.reason}"
-        self._report(LinkBroken(neighbour=ticket.peer, refused=refused, reason=reason))
+        if made_for == self._made_for:
+            self._report(LinkBroken(neighbour=ticket.peer, refused=refused, reason=reason))
 
     def use_ring(self, generation: int) -> None:
         """A generation is open: early data may be read, older data is gone."""
@@ -228,6 +255,8 @@ class DataPlane:
         """An attempt ended, well or not: no stream holds its memory after this."""
         if self._transfers.get(transfer.key) is transfer:
             del self._transfers[transfer.key]
+            if not transfer.is_done:
+                self._dead.add(transfer.key)  # the rest of its data is on its way
         for link in (self._outgoing, self._incoming):
             if link is not None:
                 link.release(transfer)

@@ -102,6 +102,8 @@ class Application:
         is_clean = True
         for _ in range(dice.randrange(1, 3)):
             batch = [self._pick(dice) for _ in range(dice.choice((1, 1, 1, 2, 3)))]
+            if any(request.signature == SYNC for request in batch):
+                del batch[1:]  # a report made before another sync has ended would be stale
             if self.errs_in == self._round and batch[0].signature is not None:
                 wrong = replace(batch[0].signature, element_count=99)
                 batch[0] = replace(batch[0], signature=wrong)

@@ -67,6 +67,15 @@ class DataPlane:
             self._delay_s(), lambda: self._try_link(process, proposal, deadline_at)
         )
 
+        self._world.agenda.after(2 * LINK_DIAL_S, lambda: self._check_previous(process, proposal))
+
+    def _check_previous(self, process: Process, proposal: Proposal) -> None:
+        """Who waits for the previous rank in vain says so, though that one may be content."""
+        if process.is_alive and process.proposal is proposal and proposal.previous is not None:
+            before = self._world.by_id[proposal.previous.peer]
+            if (before, process) not in self.up:
+                self._tell_broken(process, proposal.previous, refused=not before.is_alive)
+
     def _try_link(self, process: Process, proposal: Proposal, deadline_at: float) -> None:
         agenda = self._world.agenda
         if not process.is_alive or process.proposal is not proposal:
@@ -220,7 +229,7 @@ class DataPlane:
         if not plan.holders:
             process.deliver(TransferDone(call, plan.generation))
             return
-        if turn == len(plan.holders):
+        if turn == len(plan.holders) or (self._world.is_faulty and agenda.chance(0.01)):
             process.deliver(CallGivenUp(call, Outcome.NO_STATE, "no holder could be reached"))
             return
         holder = self._world.by_id[plan.holders[turn].peer]

@@ -45,7 +45,6 @@ RARE_PATHS = (
 )
 
 _LOGGED = {
-    " -> ": None,
     " broke: ": "doubt settled: the neighbour lives",
     " was refused: ": "lost by two witnesses",
     "is out: nothing was heard": "lost by silence",
@@ -67,8 +66,8 @@ class Ledger:
         self.seen: Counter[str] = Counter()
         self._outcomes: dict[tuple[int, int, OpKey], tuple[str, object]] = {}
         self._views: dict[tuple[int, int], tuple[str, View]] = {}
-        self._generations: dict[int, int] = {}
-        self._admissions_proposed: dict[PeerId, int] = {}
+        self._proposed: dict[tuple[int, int], tuple[PeerId, ...]] = {}
+        self._proposed_in: dict[PeerId, int] = {}
 
     def record_outcome(
         self, who: str, group: int, era: int, key: OpKey, outcome: tuple[object, ...]
@@ -87,10 +86,10 @@ class Ledger:
             raise OracleError(f"group {group}: {first} sees {theirs}, {who} sees {view}")
 
     def check_generation(self, group: int, message: Proposal) -> None:
-        """Proposed generations of a group only grow."""
-        if message.generation < self._generations.get(group, 0):
-            raise OracleError(f"group {group}: generation {message.generation} came again")
-        self._generations[group] = message.generation
+        """Each generation of a group has one ring, however often it is sent."""
+        ring_order = self._proposed.setdefault((group, message.generation), message.ring_order)
+        if ring_order != message.ring_order:
+            raise OracleError(f"group {group}: {message} after {ring_order}")
 
     def watch_coordinator(self, effects: list[CoordinatorEffect]) -> None:
         """Count what the coordinator does."""
@@ -108,15 +107,17 @@ class Ledger:
 
     def _count_logged(self, text: str) -> None:
         for words, path in _LOGGED.items():
-            if path is not None and words in text:
+            if words in text:
                 self.seen[path] += 1
 
     def _name(self, message: object) -> str | None:
         match message:
-            case Opened(admission=admission, joined=joined, generation=generation):
-                if joined and any(self._admissions_proposed.get(p, 0) > 1 for p in joined):
+            case Opened(
+                admission=admission, joined=joined, generation=generation, ring_order=ring_order
+            ):
+                first = min(self._proposed_in.get(p, generation) for p in joined or ring_order)
+                if joined and first < generation:
                     self.seen["admitted by a proposal after a failed one"] += 1
-                assert generation > 0
                 return f"opened by {'admission' if admission else 'repair'}"
             case Verdict(outcome=outcome):
                 return f"verdict {outcome.value}"
@@ -130,10 +131,9 @@ class Ledger:
                 return "evicted"
             case StillWaiting():
                 return "still waiting was reported"
-            case Proposal(ring_order=ring_order):
+            case Proposal(ring_order=ring_order, generation=generation):
                 for peer_id in ring_order:
-                    count = self._admissions_proposed.get(peer_id, 0)
-                    self._admissions_proposed[peer_id] = count + 1
+                    self._proposed_in.setdefault(peer_id, generation)
                 return "proposed"
             case _:
                 return None

@@ -5,7 +5,10 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -24,6 +27,8 @@ def say(event: str, **facts: Any) -> None:  # noqa: ANN401 - whatever JSON takes
 def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
     """Loop; the array is restored before each round and checked after it."""
     own = contribution(options.index, options.count)
+    pattern = contribution(0, options.count)
+    usual_s = 0.0
     array = own.copy()
     out = np.empty_like(own) if options.out else None
     for round_index in range(options.rounds):
@@ -31,6 +36,8 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
             comm.admit()
         if out is None:
             np.copyto(array, own)
+        if round_index == options.die_in_round:
+            threading.Timer(usual_s / 2, die).start()
         started = time.monotonic()
         try:
             info = comm.all_reduce(
@@ -49,17 +56,24 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
             if options.stop_on_error:
                 return
             continue
+        usual_s = time.monotonic() - started
         result = array if out is None else out
         say(
             "round",
             round=round_index,
-            right=check_sum(result, info.contributors),
+            right=check_sum(result, info.contributors, pattern),
             contributors=info.contributors,
             attempts=info.attempts,
-            seconds=time.monotonic() - started,
+            seconds=usual_s,
             generation=comm.generation,
             world_size=comm.world_size,
         )
+
+
+def die() -> None:
+    """Say so, then end as SIGKILL ends a process."""
+    say("dying")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
@@ -74,6 +88,7 @@ def main() -> None:
     parser.add_argument("--out", action="store_true")
     parser.add_argument("--on-loss", default="retry")
     parser.add_argument("--timeout-s", type=float)
+    parser.add_argument("--die-in-round", type=int, help="in the middle of this all-reduce")
     parser.add_argument("--stop-on-error", action="store_true")
     options = parser.parse_args()
     name = f"w{options.index}"

@@ -22,6 +22,7 @@ from ringhaul.core.peer.steps import (
     Event,
     Fail,
     FollowSyncPlan,
+    ForgetKey,
     Joined,
     MakeLinks,
     Started,
@@ -208,7 +209,7 @@ class Process:
                 world.trace(self.name, f"log: {text}")
             case MakeLinks(proposal):
                 world.data.make_links(self, proposal)
-            case UseRing():
+            case UseRing() | ForgetKey():
                 pass
             case BeginTransfer():
                 value = self._calls[effect.call].request.value

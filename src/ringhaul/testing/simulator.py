@@ -56,7 +56,7 @@ class World:
         self._tell = tell
         self._group_count = 2 if dice.random() < 0.2 else 1
         self._min_world_size = 2 if dice.random() < 0.15 else 1
-        self._faulty_acts = dice.randrange(100, 420)
+        self._faulty_acts = dice.randrange(80, 320)
         self._faults = self._pick_faults()
         self._coordinator_tick_at = float("inf")
         #: Events that came while the coordinator is stopped; None while it runs.
@@ -167,12 +167,12 @@ class World:
 
     def _tell_state(self) -> str:
         lines = [f"no convergence after {self.acts} acts, at {self.agenda.now:.1f} s"]
-        for group in self.coordinator.run.groups.values():
-            lines.append(
-                f"group {group.number}: generation {group.generation} of "
-                f"{group.proposed_generation}, {group.ring_order}, wanted {group.wanted}, "
-                f"proposal {group.proposal}, open {group.open}, doubts {group.doubts}"
-            )
+        lines += [
+            f"group {group.number}: generation {group.generation} of "
+            f"{group.proposed_generation}, {group.ring_order}, wanted {group.wanted}, "
+            f"proposal {group.proposal}, open {group.open}, doubts {group.doubts}"
+            for group in self.coordinator.run.groups.values()
+        ]
         for process in self.processes:
             if process.is_alive:
                 state = process.machine.state

@@ -56,6 +56,8 @@ def on_began(run: Run, beginner: Peer) -> None:
         began = collective.began.get(beginner.id)
         for member_id in group.ring_order:
             vote = run.peers[member_id].vote
+            if vote is not None and vote.fresh:
+                continue  # from before a repair: it will be skipped when it comes again
             if began and vote is not None and began.call_index >= vote.calls_made:
                 _mismatch(run, group, member_id, beginner.id, str(began.signature))
                 return

@@ -11,7 +11,7 @@ from ringhaul.core.coordinator import collectives
 from ringhaul.core.coordinator.model import Doubt, Group, Peer, Proposed, Run, Wanted
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import Generation, PeerId
-from ringhaul.limits import LINK_BREAKS_MAX
+from ringhaul.limits import DIAL_FAILURES_MAX, LINK_BREAKS_MAX
 from ringhaul.ring.order import largest_ring
 from ringhaul.wire.coordinator_messages import (
     Heartbeat,
@@ -196,7 +196,8 @@ def _give_up_link(run: Run, group: Group, doubt: Doubt) -> None:
     pair = (doubt.reporter, doubt.accused) if is_next else (doubt.accused, doubt.reporter)
     group.breaks[pair] += 1
     never_was = proposed is not None and pair[0] not in proposed.ready
-    if never_was or group.breaks[pair] >= LINK_BREAKS_MAX:
+    allowed = DIAL_FAILURES_MAX if never_was else LINK_BREAKS_MAX
+    if group.breaks[pair] >= allowed:
         group.unusable.add(pair)
     collectives.abort_all(run, group, f"link {pair[0]} -> {pair[1]} broke: {doubt.reason}")
     group.wanted = group.wanted or Wanted.REPAIR
