@@ -41,7 +41,9 @@ def bench_ringhaul(args: argparse.Namespace, sizes: list[int], *, out: bool) -> 
     import ringhaul
 
     found: dict[int, Any] = {}
-    with ringhaul.connect(args.coordinator, min_world_size=args.peers, streams=args.streams) as comm:
+    with ringhaul.connect(
+        args.coordinator, min_world_size=args.peers, streams=args.streams
+    ) as comm:
         for size in sizes:
             own = np.full(size // 4, comm.rank + 1, np.float32)
             array = own.copy()

@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+
 import ringhaul
 
 address = sys.argv[1] if len(sys.argv) > 1 else None  # else RINGHAUL_COORDINATOR, or this machine

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+
 from ringhaul.testing.processes import CoordinatorProcess, PeerProcess
 
 pytestmark = pytest.mark.slow
@@ -189,7 +190,12 @@ def test_garbage_on_every_port_harms_nobody(coordinator: CoordinatorProcess) -> 
         assert len(ports) >= 3
 
         for port in ports:
-            for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\xff" * 5000, b"\0\0\0\5abcde"):
+            for garbage in (
+                b"GET / HTTP/1.1\r\n\r\n",
+                bytes(100),
+                b"\xff" * 5000,
+                b"\0\0\0\5abcde",
+            ):
                 with socket.create_connection(("127.0.0.1", port), 5) as sock:
                     sock.sendall(garbage)
 

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from ringhaul.communicator import Communicator, connect
 from ringhaul.errors import RinghaulError
 from ringhaul.testing.processes import check_sum, contribution
