@@ -173,6 +173,16 @@ def test_an_answered_ping_settles_the_doubt_and_the_ring_is_opened_again(
     assert len(trio_of.heard("c", Proposal)[-1].ring_order) == 3
 
 
+def test_a_doubt_about_a_link_that_was_ready_holds_the_opening(script: Script) -> None:
+    for name in "ab":
+        script.connect(name, min_world_size=2)
+    script.ready("a")
+    script.report("b", "a", refused=False)
+    script.ready("b")
+
+    assert script.heard("a", Opened) == []
+
+
 def test_a_link_that_never_was_leads_to_another_ring(script: Script) -> None:
     for name in "abc":
         script.connect(name, min_world_size=3)

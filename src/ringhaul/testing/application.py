@@ -100,7 +100,9 @@ class Application:
     def _do_round(self) -> Generator[list[Request], list[Result], tuple[bool, bool]]:
         dice = random.Random(f"{self._seed} {self._round}")
         is_clean = True
-        for _ in range(dice.randrange(1, 3)):
+        admits_in_flight = not self._admits_twice and dice.random() < 0.3
+        batch_count = dice.randrange(1, 3)
+        for number in range(batch_count):
             batch = [self._pick(dice) for _ in range(dice.choice((1, 1, 1, 2, 3)))]
             if any(request.signature == SYNC for request in batch):
                 del batch[1:]  # a report made before another sync has ended would be stale
@@ -108,13 +110,15 @@ class Application:
                 wrong = replace(batch[0].signature, element_count=99)
                 batch[0] = replace(batch[0], signature=wrong)
                 self.errs_in = None
+            if admits_in_flight and number == batch_count - 1:
+                batch.append(ADMIT)
             results = yield batch
             for request, result in zip(batch, results, strict=True):
                 if result.error is not None:
                     is_clean = False
                 elif request.signature == SYNC:
                     self._revision, self._content = self._process.elected
-            if any(result.is_below_minimum for result in results):
+            if batch[-1] != ADMIT and any(result.is_below_minimum for result in results):
                 return False, True
         return is_clean, False
 

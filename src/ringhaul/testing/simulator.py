@@ -206,6 +206,9 @@ class World:
                     self.control.end_from_coordinator(link, reason)
                 case Log(text):
                     self.trace("coordinator", f"log: {text}")
+                    name, _, why = text.partition(" is out: its connection closed, and ")
+                    if why and self.by_id[PeerId(name)].is_alive:
+                        raise OracleError(f"a live peer was taken for dead: {text}")
         self._schedule_tick()
 
     def _schedule_tick(self) -> None:

@@ -29,8 +29,12 @@ COORDINATOR = "coordinator"
 ALONE = "alone"
 #: The coordinator has to say where it listens within this.
 COORDINATOR_START_S = 20.0
-#: Workers have to end within this after the deadline: the last round and the evaluation.
+#: Workers have to end within this after the word: the last round and the evaluation.
 END_GRACE_S = 20.0
+#: A busy machine gets so much more time for the joiner's first round before the word is given.
+EXTENSION_S = 20.0
+#: Rounds of the whole ring before the kill: they tell what is usual.
+ROUNDS_BEFORE_KILL = 3
 TICK_S = 0.1
 
 EXIT_INTERRUPTED = 130
@@ -72,6 +76,7 @@ class _Demo:
         self._workers: list[Child] = []
         self._reported: set[str] = set()
         names = [f"p{number}" for number in range(1, options.peers + 1)]
+        self._is_ended = False
         self._victim = random.Random(options.seed).choice(names) if options.kill else None
 
     def run(self) -> Summary:
@@ -96,6 +101,7 @@ class _Demo:
             self._take_lines(story)
             self._maybe_kill(story)
             self._maybe_join(story, address)
+            self._maybe_end(story)
             self._report_failures(story)
             self._view.refresh(story, phase)
         self._children.end([*self._workers, coordinator])
@@ -105,12 +111,14 @@ class _Demo:
     def _run_alone(self, ring: Story) -> Story:
         """Give one process the same time, start of the interpreter included, as the ring had."""
         begin_at = time.time()
-        story = Story(begin_at, begin_at + self._options.seconds)
+        story = Story(begin_at, begin_at + ring.end_at - ring.begin_at)
         self._workers = []
+        self._is_ended = False
         self._start_worker(ALONE, None, story, data_seed=0)
-        phase = f"one process alone trains for {self._options.seconds:g} s"
+        phase = f"one process alone trains for {story.end_at - story.begin_at:.0f} s"
         while not self._is_over(story):
             self._take_lines(story)
+            self._maybe_end(story)
             self._report_failures(story)
             self._view.refresh(ring, phase)
         self._children.end(self._workers)
@@ -164,21 +172,37 @@ class _Demo:
             return
         now = time.time()
         due_at = story.begin_at + KILL_SHARE * self._options.seconds
-        latest = story.latest
-        if now < due_at or latest is None or story.id_of(self._victim) not in latest.contributors:
+        victim_id = story.id_of(self._victim)
+        whole = [r for r in story.committed if victim_id in r.contributors]
+        whole = [r for r in whole if len(r.contributors) >= self._options.peers]
+        if now < due_at or len(whole) < ROUNDS_BEFORE_KILL:
             return
         victim = next(child for child in self._workers if child.name == self._victim)
-        if len(latest.contributors) > 1 and victim.exit_code is None:
+        if victim.exit_code is None:
             victim.kill()
             story.on_killed(victim.name, time.time())
 
     def _maybe_join(self, story: Story, address: str) -> None:
         """Start one more peer when its time has come."""
         now = time.time()
-        if story.joined is None and now >= story.begin_at + JOIN_SHARE * self._options.seconds:
+        is_due = now >= story.begin_at + JOIN_SHARE * self._options.seconds
+        if story.joined is None and is_due and (self._victim is None or story.killed):
             number = self._options.peers + 1
             self._start_worker(f"p{number}", address, story, data_seed=number)
             story.on_joined(f"p{number}", now)
+
+    def _maybe_end(self, story: Story) -> None:
+        """Give the word to end once the time is over and everything has been shown."""
+        now = time.time()
+        if self._is_ended or now < story.end_at:
+            return
+        has_joined = story.joined is not None and story.joined.peer in story.rounds
+        is_alone = story.joined is None and self._workers[0].name == ALONE
+        if has_joined or is_alone or now >= story.end_at + EXTENSION_S:
+            self._is_ended = True
+            story.end_at = now
+            for child in self._workers:
+                child.release()
 
     def _report_failures(self, story: Story) -> None:
         """Note a worker that ended on its own and not well."""
@@ -196,7 +220,7 @@ class _Demo:
         if all(child.is_drained for child in self._workers):
             return True
         now = time.time()
-        if now < story.end_at + END_GRACE_S:
+        if not self._is_ended or now < story.end_at + END_GRACE_S:
             return False
         late = [child.name for child in self._workers if child.exit_code is None]
         story.on_problem(now, f"still running after the deadline: {', '.join(late)}")

@@ -47,7 +47,7 @@ class Child:
         self._errors: deque[str] = deque(maxlen=STDERR_LINES_MAX)
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -80,6 +80,11 @@ class Child:
         """The last lines of its stderr."""
         return "\n".join(self._errors)
 
+    def release(self) -> None:
+        """Close its standard input: a worker takes that as the word to end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     def kill(self) -> None:
         """SIGKILL, as when a machine is taken away."""
         self._process.send_signal(signal.SIGKILL)
@@ -90,6 +95,7 @@ class Child:
 
     def finish(self) -> None:
         """Wait for its end, by force if need be, and for the readers."""
+        self.release()
         try:
             self._process.wait(TERMINATION_S)
         except subprocess.TimeoutExpired:

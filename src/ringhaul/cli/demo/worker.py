@@ -1,12 +1,14 @@
-"""One process of the demo: trains the model in the ring, or alone, until a common deadline.
+"""One process of the demo: trains the model in the ring, or alone, until it is told to end.
 
-Nobody may leave while others wait for it, so the end is decided from shared data: at the
-start of every round the members reduce "my deadline has passed" with `max`, and all get the
-same answer. A newcomer stands at that very point when its `DiLoCo` is made.
+The word to end is the end of its standard input. Nobody may leave while others wait for it, so
+the end is decided from shared data: at the start of every round the members reduce "I was
+told to end" with `max`, and all get the same answer. A newcomer stands at that very point when its `DiLoCo` is made.
 """
 
 import argparse
 import hashlib
+import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +46,7 @@ class WorkerOptions:
     model_seed: int
     #: Of the order of the training data: another one on each peer.
     data_seed: int
-    #: Beginning and end of training, seconds since the Unix epoch.
+    #: Beginning and planned end of training, for the learning rate; seconds since the epoch.
     begin_at: float
     end_at: float
 
@@ -83,7 +85,7 @@ def digest(params: Mapping[str, NDArray[np.floating]]) -> str:
     return state.hexdigest()
 
 
-def train_in_ring(options: WorkerOptions, corpus: Corpus) -> None:
+def train_in_ring(options: WorkerOptions, corpus: Corpus, told: threading.Event) -> None:
     """Connect, train until all agree that it is over, leave, and say how it went."""
     assert options.address is not None
     trainer = Trainer(options, corpus)
@@ -91,7 +93,7 @@ def train_in_ring(options: WorkerOptions, corpus: Corpus) -> None:
     with ringhaul.connect(options.address, name=options.name) as comm:
         outer = DiLoCo(comm, model.params, INNER_STEPS)
         _report_connected(options.name, comm)
-        while not _is_over(comm, options.end_at):
+        while not _is_over(comm, told):
             _train_round(options.name, comm, outer, trainer, corpus)
         rank = comm.rank
         finished = Finished(
@@ -107,10 +109,10 @@ def train_in_ring(options: WorkerOptions, corpus: Corpus) -> None:
         _report_evaluated(options.name, model, corpus)
 
 
-def train_alone(options: WorkerOptions, corpus: Corpus) -> None:
+def train_alone(options: WorkerOptions, corpus: Corpus, told: threading.Event) -> None:
     """The same inner steps with the same clock, and nobody to average with."""
     trainer = Trainer(options, corpus)
-    while time.time() < options.end_at:
+    while not told.is_set():
         trainer.step()
     _report(
         Finished(
@@ -155,11 +157,24 @@ def _train_round(
     )
 
 
-def _is_over(comm: ringhaul.Communicator, end_at: float) -> bool:
-    """Has the deadline of any member passed? A collective; the same answer on all."""
-    passed = np.array([time.time() >= end_at], np.float32)
-    comm.all_reduce(passed, "max")
-    return bool(passed[0])
+def _is_over(comm: ringhaul.Communicator, told: threading.Event) -> bool:
+    """Was any member told to end? A collective; the same answer on all."""
+    is_told = np.array([told.is_set()], np.float32)
+    comm.all_reduce(is_told, "max")
+    return bool(is_told[0])
+
+
+def _listen() -> threading.Event:
+    """Set once standard input ends: by the orchestrator's word, or by its death."""
+    told = threading.Event()
+
+    def read() -> None:
+        while os.read(0, 4096):  # not sys.stdin, whose lock would be held at exit
+            pass
+        told.set()
+
+    threading.Thread(target=read, name="word", daemon=True).start()
+    return told
 
 
 def _report_connected(name: str, comm: ringhaul.Communicator) -> None:
@@ -211,9 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     corpus = load_corpus()
     if options.address is None:
-        train_alone(options, corpus)
+        train_alone(options, corpus, _listen())
     else:
-        train_in_ring(options, corpus)
+        train_in_ring(options, corpus, _listen())
 
 
 if __name__ == "__main__":

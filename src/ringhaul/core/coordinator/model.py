@@ -197,7 +197,10 @@ class Run:
 
     def group_of(self, peer: Peer) -> Group:
         """The group of a peer; made when its first peer comes."""
-        return self.groups.setdefault(peer.group, Group(number=peer.group))
+        group = self.groups.get(peer.group)
+        if group is None:
+            group = self.groups[peer.group] = Group(number=peer.group)
+        return group
 
     def is_member(self, peer: Peer) -> bool:
         """Is it in the ring of its group?"""
