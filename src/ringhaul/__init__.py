@@ -1,6 +1,6 @@
 """Fault-tolerant collective communication over the public internet."""
 
-from ringhaul.communicator import Communicator, Membership, ReduceInfo, SyncInfo, connect
+from ringhaul.communicator import Communicator, connect
 from ringhaul.errors import (
     CallTimeout,
     ClosedError,
@@ -14,6 +14,7 @@ from ringhaul.errors import (
     WireError,
 )
 from ringhaul.ids import ReduceOp
+from ringhaul.results import Membership, ReduceInfo, SyncInfo
 from ringhaul.state.shared import SharedState
 
 __version__ = "0.1.0"

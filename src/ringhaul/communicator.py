@@ -7,90 +7,33 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul import limits
+from ringhaul.arguments import (
+    check_connect,
+    check_out,
+    check_tag,
+    check_timeout,
+    flat_view,
+    parse_advertised,
+    parse_on_loss,
+    parse_op,
+)
 from ringhaul.core.peer.machine import PeerOptions
 from ringhaul.core.peer.steps import View
 from ringhaul.errors import ClosedError, ConnectError, RinghaulError
-from ringhaul.ids import OnLoss, ReduceOp
+from ringhaul.ids import ReduceOp
 from ringhaul.io.address import parse_address
 from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall, SyncCall
 from ringhaul.io.peer_runtime import PeerRuntime
+from ringhaul.results import Membership, ReduceInfo, SyncInfo
 from ringhaul.ring.reduce import check_op, dtype_name
 from ringhaul.state.shared import SharedState
 from ringhaul.wire.records import CollectiveKind, Signature, Strategy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
-    """Who takes part, as of one call; the same on all members but for `rank`.
-
-    Attributes:
-        generation: number of the membership of this group.
-        rank: this peer's position in the ring order.
-        world_size: number of members of this group.
-        ring_order: peer ids by rank.
-        joined: who came in with this call; empty if nobody did.
-        pending_peers: how many wait to be admitted.
-    """
-
-    generation: int
-    rank: int
-    world_size: int
-    ring_order: tuple[str, ...]
-    joined: tuple[str, ...]
-    pending_peers: int
-
-    @property
-    def admitted(self) -> bool:
-        """Did this call let anybody into this group?"""
-        return bool(self.joined)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReduceInfo:
-    """How an operation was committed.
-
-    Attributes:
-        world_size: number of contributors; the divisor of `avg`.
-        contributors: peer ids in ring order; may name a peer lost since.
-        attempts: 1, and one more for each loss in the middle.
-        duration_s: from the call to the verdict.
-        sent_bytes: tensor bytes this peer sent, over all attempts.
-        received_bytes: tensor bytes this peer received.
-    """
-
-    world_size: int
-    contributors: tuple[str, ...]
-    attempts: int
-    duration_s: float
-    sent_bytes: int
-    received_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncInfo:
-    """How a shared state became equal.
-
-    Attributes:
-        revision: of the elected content.
-        received_bytes: state bytes fetched by this peer; 0 if it held the content.
-        sent_bytes: 0 where not counted per call.
-        sources: peers that it was fetched from.
-        duration_s: from the call to the verdict, hashing included.
-    """
-
-    revision: int
-    received_bytes: int
-    sent_bytes: int
-    sources: tuple[str, ...]
-    duration_s: float
 
 
 def connect(
@@ -127,9 +70,9 @@ def connect(
     """
     text = address or os.environ.get("RINGHAUL_COORDINATOR") or f"127.0.0.1:{limits.DEFAULT_PORT}"
     host, port = parse_address(text, limits.DEFAULT_PORT)
-    _check_connect(group, streams, name, min_world_size)
-    _check_timeout(timeout_s)
-    _check_timeout(admission_timeout_s, "admission_timeout_s")
+    check_connect(group, streams, name, min_world_size)
+    check_timeout(timeout_s)
+    check_timeout(admission_timeout_s, "admission_timeout_s")
     where = (None, 0) if listen is None else parse_address(listen, 0)
     options = PeerOptions(
         coordinator=text,
@@ -146,7 +89,7 @@ def connect(
         options=options,
         streams=streams or limits.STREAMS_DEFAULT,
         listen=where,
-        advertise=_parse_advertised(advertise),
+        advertise=parse_advertised(advertise),
     )
     runtime.start()
     try:
@@ -157,32 +100,6 @@ def connect(
     if runtime.view is None:
         raise runtime.error or ConnectError("the I/O thread ended before this peer was a member")
     return Communicator(runtime)
-
-
-def _parse_advertised(advertise: Sequence[str]) -> tuple[tuple[str, int | None], ...]:
-    """Where others may reach this peer; None for the port it listens at."""
-    if isinstance(advertise, str):
-        raise TypeError("advertise is a list of addresses, not one string")
-    found: list[tuple[str, int | None]] = []
-    for text in advertise:
-        host, port = parse_address(text, 0)
-        if not host:
-            raise ValueError(f"advertise: {text!r} names no host")
-        found.append((host, port or None))
-    return tuple(found)
-
-
-def _check_connect(group: int, streams: int | None, name: str | None, min_world: int) -> None:
-    if not 0 <= group < 2**32:
-        raise ValueError(f"group is a number from 0 to 2**32 - 1, not {group}")
-    if streams is not None and not 1 <= streams <= limits.STREAMS_MAX:
-        raise ValueError(f"streams is from 1 to {limits.STREAMS_MAX}, or None; not {streams}")
-    if not 1 <= min_world <= limits.PEERS_MAX:
-        raise ValueError(f"min_world_size is from 1 to {limits.PEERS_MAX}, not {min_world}")
-    if name is not None and (
-        not name or len(name) > limits.NAME_LENGTH_MAX or not name.isprintable()
-    ):
-        raise ValueError(f"name has 1 to {limits.NAME_LENGTH_MAX} printable characters")
 
 
 class Communicator:
@@ -253,7 +170,7 @@ class Communicator:
             CallTimeout: some member's `timeout_s` passed; names who was missing.
             MismatchError: the members are not at the same place of the program.
         """
-        _check_timeout(timeout_s)
+        check_timeout(timeout_s)
         self._run(AdmitCall(timeout_s=timeout_s))
         view = self._view
         return Membership(
@@ -305,24 +222,24 @@ class Communicator:
             EvictedError, CoordinatorLost: this communicator is closed; connect again.
             TypeError, ValueError: an argument is refused; nothing was sent.
         """
-        reduce_op = _parse_op(op)
-        _check_timeout(timeout_s)
-        own = _flat_view(array, "array", writable=out is None)
+        reduce_op = parse_op(op)
+        check_timeout(timeout_s)
+        own = flat_view(array, "array", writable=out is None)
         check_op(reduce_op, own.dtype)
         target, is_in_place = own, True
         if out is not None:
-            target, is_in_place = _flat_view(out, "out", writable=True), False
-            _check_out(array, out)
+            target, is_in_place = flat_view(out, "out", writable=True), False
+            check_out(array, out)
         if codec != "raw":
             raise ValueError(f'codec {codec!r} is not available in this version, only "raw" is')
-        _check_tag(tag)
+        check_tag(tag)
         signature = Signature(
             kind=CollectiveKind.ALL_REDUCE,
             op=reduce_op,
             dtype=dtype_name(own.dtype),
             element_count=own.size,
             codec=codec,
-            on_loss=_parse_on_loss(on_loss),
+            on_loss=parse_on_loss(on_loss),
         )
         call = ReduceCall(
             signature=signature,
@@ -341,7 +258,7 @@ class Communicator:
             CallTimeout: some member's `timeout_s` passed; names who was missing.
             MismatchError: the members called different things.
         """
-        _check_timeout(timeout_s)
+        check_timeout(timeout_s)
         signature = Signature(kind=CollectiveKind.BARRIER)
         self._run(ReduceCall(signature=signature, timeout_s=timeout_s))
 
@@ -366,7 +283,7 @@ class Communicator:
             StateError: no content can be elected, or no holder could give it; says why.
             CallTimeout, MismatchError, EvictedError, CoordinatorLost: as in `all_reduce`.
         """
-        _check_timeout(timeout_s)
+        check_timeout(timeout_s)
         if not isinstance(state, SharedState):
             raise TypeError(f"state is a SharedState, not a {type(state).__name__}")
         strategies = {s.value: s for s in Strategy}
@@ -464,57 +381,3 @@ class Communicator:
 def _close(runtime: PeerRuntime, pid: int) -> None:
     if os.getpid() == pid:
         runtime.close()
-
-
-def _parse_op(op: str | ReduceOp) -> ReduceOp:
-    try:
-        return ReduceOp(op)
-    except ValueError:
-        names = ", ".join(repr(known.value) for known in ReduceOp)
-        raise ValueError(f"op is one of {names}, not {op!r}") from None
-
-
-def _parse_on_loss(on_loss: str) -> OnLoss:
-    try:
-        return OnLoss(on_loss)
-    except ValueError:
-        raise ValueError(f'on_loss is "retry" or "raise", not {on_loss!r}') from None
-
-
-def _check_timeout(timeout_s: float | None, what: str = "timeout_s") -> None:
-    if timeout_s is not None and not timeout_s > 0:
-        raise ValueError(f"{what} is a number of seconds above 0, or None; not {timeout_s!r}")
-
-
-def _check_tag(tag: str | None) -> None:
-    if tag is None:
-        return
-    if not isinstance(tag, str):
-        raise TypeError(f"tag is a string, not a {type(tag).__name__}")
-    if len(tag) > limits.TAG_LENGTH_MAX or not tag.isprintable():
-        raise ValueError(f"tag has at most {limits.TAG_LENGTH_MAX} characters, all printable")
-
-
-def _flat_view(array: NDArray[Any], what: str, *, writable: bool) -> NDArray[Any]:
-    """The array as one dimension, never a copy; refuses what would need one."""
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{what} is a NumPy array, not a {type(array).__name__}")
-    if not array.flags.c_contiguous:
-        raise ValueError(
-            f"{what} is not C-contiguous (shape {array.shape}, strides {array.strides}): pass "
-            "np.ascontiguousarray of it, and copy the result back if you need it in place"
-        )
-    if writable and not array.flags.writeable:
-        raise ValueError(f"{what} is read-only: pass a writable copy, or give out=")
-    dtype_name(array.dtype)
-    return np.asarray(array).reshape(-1)  # a matrix would stay of two dimensions
-
-
-def _check_out(array: NDArray[Any], out: NDArray[Any]) -> None:
-    if out.dtype != array.dtype or out.shape != array.shape:
-        raise ValueError(
-            f"out has shape {out.shape} and dtype {out.dtype}, array has {array.shape} and "
-            f"{array.dtype}: they have to be equal"
-        )
-    if np.may_share_memory(array, out):
-        raise ValueError("out shares memory with array: leave out= away to reduce in place")

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from ringhaul import Communicator, ReduceInfo, ReduceOp, connect
 from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, gather, together
 

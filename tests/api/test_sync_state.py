@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
+
 from ringhaul import (
     CallTimeout,
     Communicator,

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ringhaul.core.peer.steps import View
-from ringhaul.errors import RinghaulError
 from ringhaul.ids import CallId
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.wire.coordinator_messages import SyncPlan
@@ -19,9 +18,7 @@ from ringhaul.wire.records import Signature, Strategy
 class StateLike(Protocol):
     """What the I/O layer needs of a shared state."""
 
-    @property
-    def revision(self) -> int:
-        """Number of its version."""
+    revision: int
 
     @property
     def total_bytes(self) -> int:
@@ -97,10 +94,3 @@ class SyncCall(PendingCall):
     buffer: bytearray | None = None
     revision: int = 0
     sources: Sequence[str] = ()
-
-
-def closed_error(reason: str) -> RinghaulError:
-    """What calls after the end get."""
-    from ringhaul.errors import ClosedError
-
-    return ClosedError(f"the communicator is closed: {reason}")

@@ -16,7 +16,6 @@ from ringhaul.wire.message import Message
 from ringhaul.wire.peer_messages import StateOffer, StreamRefused, StreamWelcome
 from ringhaul.wire.records import Address
 
-
 _ATTEMPTS_AFTER_RESET = 8
 _RESET_PAUSE_S = 0.02
 

@@ -73,7 +73,7 @@ class Listener:
         keep = is_proved = False
         host = sock.peer_host()
         try:
-            request = None
+            request: StateRequest | None = None
             self._unproved += 1
             try:
                 with trio.move_on_after(limits.HANDSHAKE_S):
@@ -81,8 +81,8 @@ class Listener:
                         case StreamHello() as hello:
                             is_proved = await self._welcome(sock, hello)
                             keep = is_proved and await self._take_if_chosen(sock, hello)
-                        case StateRequest() as request:
-                            pass
+                        case StateRequest() as asked:
+                            request = asked
                         case other:
                             raise StreamEnded(f"{type(other).__name__} from a stranger")
             finally:

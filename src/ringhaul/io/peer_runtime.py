@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import trio
 
 from ringhaul import limits
@@ -18,20 +17,18 @@ from ringhaul.core.peer import steps
 from ringhaul.core.peer.machine import Peer, PeerOptions
 from ringhaul.core.peer.steps import Effect, Event, View
 from ringhaul.core.steps import Close, LinkLost, Log, Received, Send, Tick
-from ringhaul.errors import ClosedError, ConnectError, InvariantError, RinghaulError
-from ringhaul.ids import CallId, LinkId, PeerId
-from ringhaul.io.buffers import BufferPool
-from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall, SyncCall
-from ringhaul.io.dial import dialable, is_loopback, local_hosts
+from ringhaul.errors import ClosedError, ConnectError, RinghaulError
+from ringhaul.ids import LinkId, PeerId
+from ringhaul.io.call_runner import CallRunner
+from ringhaul.io.calls import PendingCall
+from ringhaul.io.dial import is_loopback, local_hosts
 from ringhaul.io.link import MessageLink
 from ringhaul.io.listener import Listener, open_listener
 from ringhaul.io.plane import DataPlane
-from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.sockets import close_on_fork
-from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
-from ringhaul.wire.records import Address, StateReport
+from ringhaul.wire.coordinator_messages import Outcome
+from ringhaul.wire.records import Address
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +59,7 @@ class PeerRuntime:
         self.joined = threading.Event()
         self.stopped = threading.Event()
         self.error: RinghaulError | None = None
-        self._calls: dict[CallId, PendingCall] = {}
-        self._call_count = 0
-        self._buffers = BufferPool()
+        self._calls = CallRunner(self._step)
         self._events: deque[Event] = deque()
         self._is_stepping = False
         self._links: dict[LinkId, MessageLink] = {}
@@ -83,7 +78,7 @@ class PeerRuntime:
 
     def submit(self, call: PendingCall) -> None:
         """Hand over a call; its `ended` will be set, whatever happens."""
-        if not self._post(lambda: self._on_submitted(call)):
+        if not self._post(lambda: self._calls.on_submitted(call)):
             call.end(error=self._closed_error())
 
     def give_up(self, call: PendingCall, detail: str) -> None:
@@ -142,14 +137,8 @@ class PeerRuntime:
             with self._lock:
                 self.stopped.set()
                 self._token = None
-            self._end_calls()
+            self._calls.end_all(self.error)
             self.joined.set()
-
-    def _end_calls(self) -> None:
-        error = self.error or ClosedError("the communicator was closed during the call")
-        for call in list(self._calls.values()):
-            call.end(error=error)
-        self._calls.clear()
 
     async def _main(self) -> None:
         try:
@@ -161,14 +150,14 @@ class PeerRuntime:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._link_ended = trio.Event()
-                self._states = StateServer()
                 self.plane = DataPlane(
                     nursery=nursery,
                     report=self._step,
                     streams=self._streams,
                     coordinator_host=self._host,
                 )
-                listener = Listener(listening, self.plane, self._states)
+                self._calls.open(nursery, self.plane)
+                listener = Listener(listening, self.plane, self._calls.states)
                 self._machine = Peer(await self._find_addresses(listening))
                 nursery.start_soon(listener.run, nursery)
                 nursery.start_soon(self._keep_time)
@@ -244,38 +233,11 @@ class PeerRuntime:
             case steps.Stop(error):
                 self._on_stop(error)
             case _:
-                self._do_for_call(effect)
-
-    def _do_for_call(
-        self,
-        effect: steps.BeginTransfer
-        | steps.DropTransfer
-        | steps.FollowSyncPlan
-        | steps.Complete
-        | steps.Fail,
-    ) -> None:
-        call = self._calls[effect.call]
-        match effect:
-            case steps.BeginTransfer():
-                assert isinstance(call, ReduceCall)
-                self._begin_transfer(call, effect)
-            case steps.DropTransfer():
-                self._release(call)
-            case steps.FollowSyncPlan(plan=plan):
-                assert isinstance(call, SyncCall)
-                self._follow_plan(call, plan)
-            case steps.Complete():
-                self._complete(call, effect)
-            case steps.Fail():
-                self._release(call)
-                self._give_back(call)
-                del self._calls[call.id]
-                call.end(error=effect.error, view=effect.view)
+                self._calls.do(effect)
 
     def _on_stop(self, error: RinghaulError | None) -> None:
         self.error = self.error or error
-        for call in list(self._calls.values()):
-            self._release(call)
+        self._calls.release_all()
         for link in self._links.values():
             link.close_nowait("stopped")
         self._nursery.start_soon(self._cancel_soon)
@@ -317,125 +279,7 @@ class PeerRuntime:
         self._link_ended = trio.Event()
         self._step(LinkLost(link_id, reason))
 
-    # -- calls --------------------------------------------------------------------------------
-
-    def _on_submitted(self, call: PendingCall) -> None:
-        self._call_count += 1
-        call.id = CallId(self._call_count)
-        self._calls[call.id] = call
-        match call:
-            case AdmitCall():
-                self._step(steps.AdmitCalled(call.id, call.timeout_s))
-            case ReduceCall():
-                event = steps.CollectiveCalled(
-                    call=call.id,
-                    tag=call.tag,
-                    signature=call.signature,
-                    timeout_s=call.timeout_s,
-                )
-                self._step(event)
-            case SyncCall():
-                report = StateReport(
-                    revision=call.state.revision, digest=call.digest, strategy=call.strategy
-                )
-                event = steps.CollectiveCalled(
-                    call=call.id,
-                    tag=None,
-                    signature=call.signature,
-                    state=report,
-                    timeout_s=call.timeout_s,
-                )
-                self._step(event)
-
-    def _begin_transfer(self, call: ReduceCall, begin: steps.BeginTransfer) -> None:
-        assert call.own is not None
-        assert call.target is not None
-        if call.result is None:
-            call.result = call.target
-            if call.is_in_place:
-                call.result = self._buffers.lend(call.own.size, call.own.dtype)
-        call.transfer = RingTransfer(
-            call=call.id,
-            key=begin.key,
-            generation=begin.generation,
-            rank=begin.rank,
-            world_size=begin.world_size,
-            signature=call.signature,
-            own=call.own,
-            result=call.result,
-        )
-        self.plane.begin(call.transfer)
-
-    def _release(self, call: PendingCall) -> None:
-        """Let go of everything that an attempt holds."""
-        if isinstance(call, ReduceCall) and call.transfer is not None:
-            self.plane.release(call.transfer)
-            call.sent_bytes += call.transfer.sent_bytes
-            call.received_bytes += call.transfer.received_bytes
-            call.transfer = None
-        elif isinstance(call, SyncCall) and call.plan is not None:
-            self._states.end(call.plan)
-            call.plan = None
-            call.buffer = None
-
-    def _give_back(self, call: PendingCall) -> None:
-        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
-            self._buffers.give_back(call.result)
-            call.result = None
-
-    def _complete(self, call: PendingCall, effect: steps.Complete) -> None:
-        call.attempts = effect.attempts
-        if isinstance(call, SyncCall) and call.plan is not None:
-            call.revision = call.plan.revision
-            if call.buffer is not None:
-                call.state.publish(call.buffer, call.plan.revision)
-        self._release(call)
-        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
-            assert call.target is not None
-            np.copyto(call.target, call.result)
-        self._give_back(call)
-        del self._calls[call.id]
-        call.end(view=effect.view)
-
-    def _follow_plan(self, call: SyncCall, plan: SyncPlan) -> None:
-        call.plan = plan
-        if plan.holders:
-            self._nursery.start_soon(self._fetch, call, plan)
-            return
-        if plan.requesters:
-            self._states.serve(plan, call.state.views())
-        self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
-
-    async def _fetch(self, call: SyncCall, plan: SyncPlan) -> None:
-        def verify(buffer: bytearray) -> bool:
-            return call.state.digest_of(buffer) == plan.digest
-
-        try:
-            buffer, source = await fetch_state(
-                plan,
-                own=self.peer_id,
-                run_id=self.plane.run_id,
-                state_bytes=call.state.total_bytes,
-                dialable=lambda ticket: dialable(
-                    ticket.addresses, self._host, self.plane.own_host_is_loopback
-                ),
-                verify=verify,
-            )
-        except FetchError as error:
-            if call.plan is plan:
-                detail = f"no holder gave the elected state: {error}"
-                self._step(steps.CallGivenUp(call.id, Outcome.NO_STATE, detail))
-            return
-        if call.plan is plan:  # else the attempt has ended
-            call.buffer = buffer
-            call.sources = (source,)
-            call.received_bytes += len(buffer)
-            self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
-
 
 def _describe(error: OSError) -> str:
     causes = getattr(error.__cause__, "exceptions", None) or [error]
     return "; ".join(dict.fromkeys(str(cause) for cause in causes))
-
-
-__all__ = ["InvariantError", "PeerRuntime"]

@@ -72,16 +72,17 @@ class DataPlane:
         if self._next is None or self._outgoing is not None:
             self._report(LinkUp(proposal.generation))
         else:
-            self._nursery.start_soon(self._dial, proposal, self._next)
+            # made here: a task that has not started yet can be cancelled too
+            self._dialling = trio.CancelScope()
+            self._nursery.start_soon(self._dial, proposal, self._next, self._dialling)
 
-    async def _dial(self, proposal: Proposal, ticket: Ticket) -> None:
-        with trio.CancelScope() as scope:
-            self._dialling = scope
+    async def _dial(self, proposal: Proposal, ticket: Ticket, scope: trio.CancelScope) -> None:
+        with scope:
             self._links_made += 1
             number = self._links_made
             socks: list[DataSocket] = []
             try:
-                first = await self._reach(ticket, self._addresses(ticket), 0, number)
+                first = await self._reach(ticket, self.addresses_of(ticket), 0, number)
                 socks.append(first.sock)
                 for index in range(1, self._stream_count):
                     more = await self._reach(ticket, [first.address], index, number)
@@ -108,7 +109,8 @@ class DataPlane:
             link.start(self._nursery)
             self._report(LinkUp(proposal.generation))
 
-    def _addresses(self, ticket: Ticket) -> list[Address]:
+    def addresses_of(self, ticket: Ticket) -> list[Address]:
+        """Where a peer may be reached from here."""
         return dialable(ticket.addresses, self._coordinator_host, self.own_host_is_loopback)
 
     async def _reach(
@@ -203,7 +205,7 @@ class DataPlane:
         envelope = Envelope(message=hello, run_id=self.run_id)
         try:
             reached = await reach(
-                self._addresses(ticket), envelope, ticket.proof, limits.LINK_DIAL_S
+                self.addresses_of(ticket), envelope, ticket.proof, limits.LINK_DIAL_S
             )
             reached.sock.close()
         except DialError as error:

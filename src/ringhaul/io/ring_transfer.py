@@ -22,7 +22,7 @@ TransferKey = tuple[int, int]  # tag hash, ordinal
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
     """The memory of a contiguous one-dimensional array; works for bfloat16 too."""
-    return memoryview(array.view(np.uint8)) if array.size else memoryview(b"")
+    return array.view(np.uint8).data if array.size else memoryview(b"")
 
 
 class Segment:

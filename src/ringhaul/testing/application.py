@@ -65,6 +65,7 @@ class Application:
         self._seed = seed
         self._admits_twice = admits_twice
         self._round = 0
+        self._has_admitted = False
         self._revision = 0
         self._content = hashlib.blake2b(f"p{process.index}".encode(), digest_size=16).digest()
         #: Rounds without any error since it was last set to 0.
@@ -89,7 +90,7 @@ class Application:
                 yield [ADMIT]
                 continue
             self._round += 1
-            if self._round % 2 == 0:
+            if self._round % 2 == 0 and not self._has_admitted:
                 admitted = yield [ADMIT]
                 is_clean = is_clean and admitted[0].error is None
                 if self._admits_twice:
@@ -101,6 +102,7 @@ class Application:
         dice = random.Random(f"{self._seed} {self._round}")
         is_clean = True
         admits_in_flight = not self._admits_twice and dice.random() < 0.3
+        self._has_admitted = admits_in_flight
         batch_count = dice.randrange(1, 3)
         for number in range(batch_count):
             batch = [self._pick(dice) for _ in range(dice.choice((1, 1, 1, 2, 3)))]

@@ -2,7 +2,8 @@
 
 The word to end is the end of its standard input. Nobody may leave while others wait for it, so
 the end is decided from shared data: at the start of every round the members reduce "I was
-told to end" with `max`, and all get the same answer. A newcomer stands at that very point when its `DiLoCo` is made.
+told to end" with `max`, and all get the same answer. A newcomer stands at that very point
+when its `DiLoCo` is made.
 """
 
 import argparse

@@ -1,0 +1,195 @@
+"""Calls of the user in the I/O thread: their memory, their transfers, their results.
+
+Does what the machine orders for each call; decides nothing about the protocol.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import trio
+
+from ringhaul.core.peer import steps
+from ringhaul.core.peer.steps import Event
+from ringhaul.errors import ClosedError
+from ringhaul.ids import CallId
+from ringhaul.io.buffers import BufferPool
+from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall, SyncCall
+from ringhaul.io.plane import DataPlane
+from ringhaul.io.ring_transfer import RingTransfer
+from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
+from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
+from ringhaul.wire.records import StateReport
+
+
+class CallRunner:
+    """All open calls of one peer."""
+
+    def __init__(self, step: Callable[[Event], None]) -> None:
+        self._step = step
+        self._calls: dict[CallId, PendingCall] = {}
+        self._call_count = 0
+        self._buffers = BufferPool()
+
+    def __contains__(self, call: CallId) -> bool:
+        """Is this call open?"""
+        return call in self._calls
+
+    def open(self, nursery: trio.Nursery, plane: DataPlane) -> None:
+        """The I/O thread runs."""
+        self._nursery = nursery
+        self._plane = plane
+        self.states = StateServer()
+
+    def release_all(self) -> None:
+        """It is over: no stream holds a caller's memory after this."""
+        for call in list(self._calls.values()):
+            self._release(call)
+
+    def end_all(self, error: BaseException | None) -> None:
+        """The thread ends: wake all callers."""
+        for call in list(self._calls.values()):
+            call.end(error=error or ClosedError("the communicator was closed during the call"))
+        self._calls.clear()
+
+    def do(
+        self,
+        effect: steps.BeginTransfer
+        | steps.DropTransfer
+        | steps.FollowSyncPlan
+        | steps.Complete
+        | steps.Fail,
+    ) -> None:
+        """Do what the machine orders for one call."""
+        call = self._calls[effect.call]
+        match effect:
+            case steps.BeginTransfer():
+                assert isinstance(call, ReduceCall)
+                self._begin_transfer(call, effect)
+            case steps.DropTransfer():
+                self._release(call)
+            case steps.FollowSyncPlan(plan=plan):
+                assert isinstance(call, SyncCall)
+                self._follow_plan(call, plan)
+            case steps.Complete():
+                self._complete(call, effect)
+            case steps.Fail():
+                self._release(call)
+                self._give_back(call)
+                del self._calls[call.id]
+                call.end(error=effect.error, view=effect.view)
+
+    def on_submitted(self, call: PendingCall) -> None:
+        """Take a call of the user: its number, and the machine's event."""
+        self._call_count += 1
+        call.id = CallId(self._call_count)
+        self._calls[call.id] = call
+        match call:
+            case AdmitCall():
+                self._step(steps.AdmitCalled(call.id, call.timeout_s))
+            case ReduceCall():
+                event = steps.CollectiveCalled(
+                    call=call.id,
+                    tag=call.tag,
+                    signature=call.signature,
+                    timeout_s=call.timeout_s,
+                )
+                self._step(event)
+            case SyncCall():
+                report = StateReport(
+                    revision=call.state.revision, digest=call.digest, strategy=call.strategy
+                )
+                event = steps.CollectiveCalled(
+                    call=call.id,
+                    tag=None,
+                    signature=call.signature,
+                    state=report,
+                    timeout_s=call.timeout_s,
+                )
+                self._step(event)
+            case _:
+                raise AssertionError(f"no such call: {call}")
+
+    def _begin_transfer(self, call: ReduceCall, begin: steps.BeginTransfer) -> None:
+        assert call.own is not None
+        assert call.target is not None
+        if call.result is None:
+            call.result = call.target
+            if call.is_in_place:
+                call.result = self._buffers.lend(call.own.size, call.own.dtype)
+        call.transfer = RingTransfer(
+            call=call.id,
+            key=begin.key,
+            generation=begin.generation,
+            rank=begin.rank,
+            world_size=begin.world_size,
+            signature=call.signature,
+            own=call.own,
+            result=call.result,
+        )
+        self._plane.begin(call.transfer)
+
+    def _release(self, call: PendingCall) -> None:
+        """Let go of everything that an attempt holds."""
+        if isinstance(call, ReduceCall) and call.transfer is not None:
+            self._plane.release(call.transfer)
+            call.sent_bytes += call.transfer.sent_bytes
+            call.received_bytes += call.transfer.received_bytes
+            call.transfer = None
+        elif isinstance(call, SyncCall) and call.plan is not None:
+            self.states.end(call.plan)
+            call.plan = None
+            call.buffer = None
+
+    def _give_back(self, call: PendingCall) -> None:
+        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
+            self._buffers.give_back(call.result)
+            call.result = None
+
+    def _complete(self, call: PendingCall, effect: steps.Complete) -> None:
+        call.attempts = effect.attempts
+        if isinstance(call, SyncCall) and call.plan is not None:
+            call.revision = call.plan.revision
+            if call.buffer is not None:
+                call.state.publish(call.buffer, call.plan.revision)
+            else:
+                call.state.revision = call.plan.revision
+        self._release(call)
+        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
+            assert call.target is not None
+            np.copyto(call.target, call.result)
+        self._give_back(call)
+        del self._calls[call.id]
+        call.end(view=effect.view)
+
+    def _follow_plan(self, call: SyncCall, plan: SyncPlan) -> None:
+        call.plan = plan
+        if plan.holders:
+            self._nursery.start_soon(self._fetch, call, plan)
+            return
+        if plan.requesters:
+            self.states.serve(plan, call.state.views())
+        self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
+
+    async def _fetch(self, call: SyncCall, plan: SyncPlan) -> None:
+        def verify(buffer: bytearray) -> bool:
+            return call.state.digest_of(buffer) == plan.digest
+
+        try:
+            buffer, source = await fetch_state(
+                plan,
+                own=self._plane.peer_id,
+                run_id=self._plane.run_id,
+                state_bytes=call.state.total_bytes,
+                dialable=self._plane.addresses_of,
+                verify=verify,
+            )
+        except FetchError as error:
+            if call.plan is plan:
+                detail = f"no holder gave the elected state: {error}"
+                self._step(steps.CallGivenUp(call.id, Outcome.NO_STATE, detail))
+            return
+        if call.plan is plan:  # else the attempt has ended
+            call.buffer = buffer
+            call.sources = (source,)
+            call.received_bytes += len(buffer)
+            self._step(steps.TransferDone(call.id, plan.generation, plan.digest))

@@ -1,0 +1,69 @@
+"""What calls return: facts about the membership, a reduction, a state sync."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Who takes part, as of one call; the same on all members but for `rank`.
+
+    Attributes:
+        generation: number of the membership of this group.
+        rank: this peer's position in the ring order.
+        world_size: number of members of this group.
+        ring_order: peer ids by rank.
+        joined: who came in with this call; empty if nobody did.
+        pending_peers: how many wait to be admitted.
+    """
+
+    generation: int
+    rank: int
+    world_size: int
+    ring_order: tuple[str, ...]
+    joined: tuple[str, ...]
+    pending_peers: int
+
+    @property
+    def admitted(self) -> bool:
+        """Did this call let anybody into this group?"""
+        return bool(self.joined)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceInfo:
+    """How an operation was committed.
+
+    Attributes:
+        world_size: number of contributors; the divisor of `avg`.
+        contributors: peer ids in ring order; may name a peer lost since.
+        attempts: 1, and one more for each loss in the middle.
+        duration_s: from the call to the verdict.
+        sent_bytes: tensor bytes this peer sent, over all attempts.
+        received_bytes: tensor bytes this peer received.
+    """
+
+    world_size: int
+    contributors: tuple[str, ...]
+    attempts: int
+    duration_s: float
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncInfo:
+    """How a shared state became equal.
+
+    Attributes:
+        revision: of the elected content.
+        received_bytes: state bytes fetched by this peer; 0 if it held the content.
+        sent_bytes: 0 where not counted per call.
+        sources: peers that it was fetched from.
+        duration_s: from the call to the verdict, hashing included.
+    """
+
+    revision: int
+    received_bytes: int
+    sent_bytes: int
+    sources: tuple[str, ...]
+    duration_s: float
