@@ -26,6 +26,8 @@ LAYERS = {
 #: `import ringhaul` itself: the names that users call.
 PUBLIC_LAYER = 4
 TESTING_LAYER = 3
+#: A program of its own, which is started as a process: it calls what users call.
+PEER_PROGRAM = "ringhaul.testing.peer"
 #: What makes a run differ from the next, or waits.
 IMPURE = {
     "time", "datetime", "random", "secrets", "threading", "_thread", "multiprocessing",
@@ -88,6 +90,8 @@ def layer_of(module: str) -> int:
     room = room_of(module)
     if room is None:
         return PUBLIC_LAYER
+    if module == PEER_PROGRAM:
+        return LAYERS["cli"]
     return TESTING_LAYER if room == "testing" else LAYERS[room]
 
 

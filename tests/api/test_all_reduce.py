@@ -26,6 +26,7 @@ COUNTS: dict[str, Callable[[int], int]] = {
 }
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}
 UFUNCS: dict[str, np.ufunc] = {
     "sum": np.add,
     "avg": np.add,
@@ -92,7 +93,8 @@ def reduce_all(
     def call(array: Array, out: Array | None) -> Callable[[Communicator], ReduceInfo]:
         return lambda comm: comm.all_reduce(array, op, out=out, tag=tag, timeout_s=PATIENCE_S)
 
-    pairs = zip(arrays, outs or [None] * len(arrays), strict=True)
+    targets: Sequence[Array | None] = outs or [None for _ in arrays]
+    pairs = zip(arrays, targets, strict=True)
     calls = [d.begin(call(*each)) for d, each in zip(ring, pairs, strict=True)]
     return gather(calls)
 
@@ -109,7 +111,7 @@ def test_result_equals_numpy_in_place_and_with_out(
 ) -> None:
     arrays = inputs(len(ring), count_of(len(ring)), name)
     names = [op for op in UFUNCS if op != "avg" or name in FLOATS]
-    ops = names if arrays[0].size < 100_000 else names[:2]
+    ops = names if arrays[0].size < 1000 else names[:2]
     for op in ops:
         own = [array.copy() for array in arrays]
         outs = [np.empty_like(array) for array in arrays]
@@ -134,7 +136,7 @@ def test_all_ranks_get_the_same_bits_of_values_that_round(ring: Ring, name: str)
     reduce_all(ring, arrays, "avg")
 
     assert len({array.tobytes() for array in arrays}) == 1
-    tolerance = float(ml_dtypes.finfo(dtype_of(name)).eps) * len(ring)
+    tolerance = EPSILONS[name] * len(ring)
     np.testing.assert_allclose(
         arrays[0].astype(np.float64), want, rtol=tolerance, atol=4 * tolerance
     )
@@ -223,10 +225,10 @@ def test_operations_of_several_tags_do_not_mix(pair: Ring) -> None:
             np.testing.assert_array_equal(arrays[1], want)
 
 
-def test_thousand_small_operations_in_a_row_are_all_right(pair: Ring) -> None:
+def test_hundreds_of_small_operations_in_a_row_are_all_right(pair: Ring) -> None:
     def loop(comm: Communicator) -> float:
         total = np.ones(3)
-        for _ in range(1000):
+        for _ in range(300):
             comm.all_reduce(total, "avg")
         return float(total.sum())
 

@@ -22,8 +22,9 @@ from ringhaul import (
     RinghaulError,
     connect,
 )
+from ringhaul.core.coordinator.model import Options
 from ringhaul.core.peer import model
-from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged, Options, together
+from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged, together
 
 Members = Cluster[Communicator]
 
@@ -152,8 +153,16 @@ def test_collected_communicator_leaves_and_its_thread_ends(cluster: Members) -> 
 # -- interrupts --------------------------------------------------------------------------------
 
 
-def interrupt_main_thread() -> None:
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+def interrupt_after(logged: Logged) -> threading.Thread:
+    """Send SIGINT to the main thread, which runs the test, once that was logged."""
+
+    def act() -> None:
+        logged.wait()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
 
 
 def test_interrupt_ends_the_call_for_all_and_all_can_call_again(cluster: Members) -> None:
@@ -166,10 +175,10 @@ def test_interrupt_ends_the_call_for_all_and_all_can_call_again(cluster: Members
     with found[0] as comm:
         array = np.ones(100_000)
 
-        with Logged("waits for") as reported, pytest.raises(KeyboardInterrupt):
-            killer = threading.Thread(target=lambda: (reported.wait(), interrupt_main_thread()))
-            killer.start()
-            comm.all_reduce(array)
+        with Logged("waits for") as reported:
+            killer = interrupt_after(reported)
+            with pytest.raises(KeyboardInterrupt):
+                comm.all_reduce(array)
         killer.join(PATIENCE_S)
 
         np.testing.assert_array_equal(array, np.ones(100_000))
@@ -190,10 +199,10 @@ def test_interrupt_of_admit_ends_it_for_all(cluster: Members) -> None:
     with found[0] as comm:
         reduced = other.begin(total)  # else the newcomer's first vote ends for itself alone
         assert total(comm) == reduced.result(PATIENCE_S) == 2.0
-        with Logged("admit waits for") as reported, pytest.raises(KeyboardInterrupt):
-            killer = threading.Thread(target=lambda: (reported.wait(), interrupt_main_thread()))
-            killer.start()
-            comm.admit()
+        with Logged("admit waits for") as reported:
+            killer = interrupt_after(reported)
+            with pytest.raises(KeyboardInterrupt):
+                comm.admit()
         killer.join(PATIENCE_S)
 
         with pytest.raises(CollectiveAborted, match="interrupted"):
@@ -207,10 +216,10 @@ def test_interrupted_connect_leaves_no_thread(cluster: Members) -> None:
     (_,) = cluster.drivers(1)
     before = io_threads()
 
-    with Logged("is pending") as pending, pytest.raises(KeyboardInterrupt):
-        killer = threading.Thread(target=lambda: (pending.wait(), interrupt_main_thread()))
-        killer.start()
-        connect(cluster.address)
+    with Logged("is pending") as pending:
+        killer = interrupt_after(pending)
+        with pytest.raises(KeyboardInterrupt):
+            connect(cluster.address)
 
     killer.join(PATIENCE_S)
     assert io_threads() == before
@@ -366,7 +375,7 @@ def test_coordinator_that_stays_away_is_lost_after_the_grace(
     cluster.coordinator.stop()
 
     for member in (first, second):
-        with pytest.raises(CoordinatorLost, match="Start it again|connect again"):
+        with pytest.raises(CoordinatorLost, match="connect again"):
             member.do(Communicator.barrier)
         with pytest.raises(CoordinatorLost, match="communicator is closed"):
             member.do(total)

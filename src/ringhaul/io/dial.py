@@ -107,7 +107,7 @@ async def reach(
             async with trio.open_nursery() as nursery:
                 for address in addresses:
                     nursery.start_soon(attempt, address, scope)
-    except trio.Cancelled:
+    except BaseException:  # cancelled; out of a nursery that comes as a group
         for reached in winner:
             reached.sock.close()
         raise

@@ -95,7 +95,7 @@ class DataPlane:
                 )
                 self._report(broken)
                 return
-            except trio.Cancelled:
+            except BaseException:  # cancelled; out of a nursery that comes as a group
                 for sock in socks:
                     sock.close()
                 raise
@@ -132,7 +132,7 @@ class DataPlane:
         except StreamEnded as error:
             reached.sock.close()
             raise DialError(str(error), refused=False) from None
-        except trio.Cancelled:
+        except BaseException:  # cancelled; out of a nursery that comes as a group
             reached.sock.close()
             raise
         return reached
