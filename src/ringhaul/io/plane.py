@@ -69,6 +69,8 @@ class DataPlane:
         if self._incoming and (not self._previous or self._incoming.peer != self._previous.peer):
             self._incoming.close()
             self._incoming = None
+        if self._previous is not None and self._incoming is None:
+            self._nursery.start_soon(self._watch_previous, self._previous)
         if self._next is None or self._outgoing is not None:
             self._report(LinkUp(proposal.generation))
         else:
@@ -148,6 +150,14 @@ class DataPlane:
         while not self.peer_id:
             await self._changed.wait()
         return self.peer_id
+
+    async def _watch_previous(self, ticket: Ticket) -> None:
+        """Report if the previous rank does not dial: it may think that its old link is up."""
+        made_for = self._made_for
+        await trio.sleep(2 * limits.LINK_DIAL_S)
+        is_up = self._incoming is not None and self._incoming.peer == ticket.peer
+        if made_for == self._made_for and not is_up:
+            await self._probe(ticket, "the previous rank did not dial")
 
     async def wait_expected(self, hello: StreamHello) -> bytes:
         """Wait until a proposal names this dialler; return the proof. The caller bounds it."""
