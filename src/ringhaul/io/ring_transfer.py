@@ -19,6 +19,11 @@ from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, WireKey
 
 TransferKey = tuple[int, int]  # tag hash, ordinal
 
+_PHASES = {
+    SegmentKind.REDUCE_SCATTER: Phase.REDUCE_SCATTER,
+    SegmentKind.ALL_GATHER: Phase.ALL_GATHER,
+}
+
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
     """The memory of a contiguous one-dimensional array; works for bfloat16 too."""
@@ -67,6 +72,7 @@ class RingTransfer:
         self._own = own
         self._result = result
         self._partial = np.empty(own.size, wide) if self._kernel.is_widening else result
+        self._places: dict[tuple[SegmentKind, int, int, int], tuple[int, int, int]] = {}
         self._received = bytearray(self.plan.bitmap_size)
         self._missing_count = self.plan.expected_segment_count
         self.sent_bytes = 0
@@ -108,37 +114,50 @@ class RingTransfer:
 
     def expects(self, header: SegmentHeader) -> bool:
         """Does the segment fit the plan, and is it not here yet?"""
-        phase = Phase(int(header.kind))
         if header.signature != self.signature:
             return False
-        if not self.plan.receives_segment(phase, header.chunk, header.segment):
-            return False
-        start, stop = self.plan.segment_bounds(header.chunk, header.segment)
-        dtype = self._partial.dtype if phase is Phase.REDUCE_SCATTER else self._result.dtype
-        if header.payload_bytes != (stop - start) * dtype.itemsize:
-            return False
-        return not self._received[self.plan.segment_index(phase, header.chunk, header.segment)]
+        place = self._place_of(header)
+        return place is not None and not self._received[place[2]]
+
+    def _place_of(self, header: SegmentHeader) -> tuple[int, int, int] | None:
+        """First element, end, and bit of a segment; None if the plan has no such segment."""
+        at = (header.kind, header.chunk, header.segment, header.payload_bytes)
+        found = self._places.get(at)
+        if found is None:
+            phase = _PHASES[header.kind]
+            if not self.plan.receives_segment(phase, header.chunk, header.segment):
+                return None
+            start, stop = self.plan.segment_bounds(header.chunk, header.segment)
+            dtype = self._partial.dtype if phase is Phase.REDUCE_SCATTER else self._result.dtype
+            if header.payload_bytes != (stop - start) * dtype.itemsize:
+                return None
+            bit = self.plan.segment_index(phase, header.chunk, header.segment)
+            self._places.clear()  # asked for several times in a row, then never again
+            found = self._places[at] = (start, stop, bit)
+        return found
 
     def place(self, header: SegmentHeader) -> memoryview | None:
         """Where the payload may be read to directly; None: into scratch first."""
         if header.kind is not SegmentKind.ALL_GATHER:
             return None
-        start, stop = self.plan.segment_bounds(header.chunk, header.segment)
-        return as_bytes(self._result[start:stop])
+        place = self._place_of(header)
+        assert place is not None
+        return as_bytes(self._result[place[0] : place[1]])
 
     def accept(self, header: SegmentHeader, payload: memoryview | None) -> Segment | None:
         """Take a segment that is whole; return what is to be passed on.
 
         `payload` is None if it was read to where `place` said.
         """
-        if not self.expects(header):
+        place = self._place_of(header)
+        if place is None or self._received[place[2]]:
             return None  # came twice
-        phase = Phase(int(header.kind))
+        start, stop, bit = place
+        phase = _PHASES[header.kind]
         chunk, index = header.chunk, header.segment
-        self._received[self.plan.segment_index(phase, chunk, index)] = 1
+        self._received[bit] = 1
         self._missing_count -= 1
         self.received_bytes += header.payload_bytes
-        start, stop = self.plan.segment_bounds(chunk, index)
         if phase is Phase.ALL_GATHER:
             result = self._result[start:stop]
             if payload is not None:

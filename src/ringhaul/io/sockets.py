@@ -40,6 +40,7 @@ class DataSocket:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
         self._sock = sock
         self.is_closed = False
+        self._low_water_bytes = 1
         _open.add(self)
 
     async def receive_into(self, view: memoryview) -> int:
@@ -48,7 +49,7 @@ class DataSocket:
             try:
                 count = self._sock.recv_into(view)
             except BlockingIOError:
-                await self._wait(trio.lowlevel.wait_readable)
+                await self.wait_received(1)
             except OSError as error:
                 raise StreamEnded(f"reset: {error.strerror or error}") from None
             else:
@@ -67,6 +68,16 @@ class DataSocket:
         if count == 0:
             raise StreamEnded("closed by the other side")
         return count
+
+    async def wait_received(self, wanted_bytes: int) -> None:
+        """Wait until so much can be read at once, or the stream has ended."""
+        self._set_low_water(wanted_bytes)
+        await self._wait(trio.lowlevel.wait_readable)
+
+    def _set_low_water(self, count: int) -> None:
+        if count != self._low_water_bytes and not self.is_closed:
+            self._low_water_bytes = count
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     async def wait_readable(self) -> None:
         """Wait until a read would not block."""

@@ -15,7 +15,7 @@ from ringhaul.errors import WireError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.io.ring_transfer import RingTransfer, Segment, TransferKey
 from ringhaul.io.sockets import DataSocket, StreamEnded
-from ringhaul.limits import EAGER_BYTES_MAX, OPEN_OPERATIONS_MAX
+from ringhaul.limits import EAGER_BYTES_MAX, OPEN_OPERATIONS_MAX, RECEIVE_LOW_WATER_BYTES
 from ringhaul.wire.segment_header import (
     HEADER_BYTES,
     PAYLOAD_BYTES_MAX,
@@ -261,9 +261,10 @@ class IncomingStream:
             filled = 0
             while filled < header.payload_bytes:
                 count = self.sock.receive_nowait(self.view[filled : header.payload_bytes])
-                if count == 0:
-                    await self.sock.wait_readable()
                 filled += count
+                if count == 0:
+                    left = header.payload_bytes - filled
+                    await self.sock.wait_received(min(left, RECEIVE_LOW_WATER_BYTES))
             self._sink.accept(self, header)
             self.transfer = None
             self.eager = None
