@@ -139,6 +139,8 @@ class CallRunner:
             self.states.end(call.plan)
             call.plan = None
             call.buffer = None
+            if call.fetching is not None:
+                call.fetching.cancel()
 
     def _give_back(self, call: PendingCall) -> None:
         if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
@@ -164,13 +166,18 @@ class CallRunner:
     def _follow_plan(self, call: SyncCall, plan: SyncPlan) -> None:
         call.plan = plan
         if plan.holders:
-            self._nursery.start_soon(self._fetch, call, plan)
+            call.fetching = trio.CancelScope()
+            self._nursery.start_soon(self._fetch, call, plan, call.fetching)
             return
         if plan.requesters:
             self.states.serve(plan, call.state.views())
         self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
 
-    async def _fetch(self, call: SyncCall, plan: SyncPlan) -> None:
+    async def _fetch(self, call: SyncCall, plan: SyncPlan, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._fetch_for(call, plan)
+
+    async def _fetch_for(self, call: SyncCall, plan: SyncPlan) -> None:
         def verify(buffer: bytearray) -> bool:
             return call.state.digest_of(buffer) == plan.digest
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import trio
 from numpy.typing import NDArray
 
 from ringhaul.core.peer.steps import View
@@ -92,5 +93,6 @@ class SyncCall(PendingCall):
     timeout_s: float | None = None
     plan: SyncPlan | None = None
     buffer: bytearray | None = None
+    fetching: trio.CancelScope | None = None
     revision: int = 0
     sources: Sequence[str] = ()

@@ -13,7 +13,7 @@ from ringhaul.io.dial import DialError, reach
 from ringhaul.io.sockets import DataSocket, StreamEnded
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import SyncPlan
-from ringhaul.wire.peer_messages import StateOffer, StateRequest, StreamRefused
+from ringhaul.wire.peer_messages import StateOffer, StateRequest
 from ringhaul.wire.records import Address, Ticket
 
 
@@ -35,21 +35,27 @@ class StateServer:
         """The call is over: its arrays are the caller's again."""
         self._plans.pop((plan.generation, plan.key), None)
 
-    async def answer(self, request: StateRequest, sock: DataSocket) -> None:
-        """Send the state to a requester that has the right token."""
+    async def find(self, request: StateRequest) -> SyncPlan | None:
+        """Wait until the requested state is served here; None if the token is wrong.
+
+        The caller bounds the wait.
+        """
         at = (request.generation, request.key)
-        with trio.move_on_after(limits.HANDSHAKE_S):
-            while at not in self._plans:
-                await self._changed.wait()
-        plan, views = self._plans.get(at, (None, ()))
-        tickets = plan.requesters if plan else ()
-        ticket = next((t for t in tickets if t.peer == request.requester), None)
-        if ticket is None or ticket.token != request.token:
-            refusal = StreamRefused(reason="no such state is served here")
-            await sock.send_message(Envelope(message=refusal))
+        while at not in self._plans:
+            await self._changed.wait()
+        plan, _ = self._plans[at]
+        asked = (request.requester, request.token)
+        return plan if asked in [(t.peer, t.token) for t in plan.requesters] else None
+
+    async def send(self, request: StateRequest, plan: SyncPlan, sock: DataSocket) -> None:
+        """Send the state, for as long as its call lasts and the requester takes it."""
+        at = (plan.generation, plan.key)
+        if at not in self._plans:
             return
+        _, views = self._plans[at]
+        proof = next(t.proof for t in plan.requesters if t.peer == request.requester)
         size = sum(len(view) for view in views)
-        await sock.send_message(Envelope(message=StateOffer(proof=ticket.proof, state_bytes=size)))
+        await sock.send_message(Envelope(message=StateOffer(proof=proof, state_bytes=size)))
         for view in views:
             for start in range(0, len(view), limits.STATE_BLOCK_BYTES):
                 if at not in self._plans:
