@@ -6,6 +6,7 @@ are up or broken and transfers that are done.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import trio
 
 from ringhaul import limits
@@ -49,7 +50,7 @@ class DataPlane:
         self._dialling: trio.CancelScope | None = None
         self._links_made = 0
         self._transfers: dict[TransferKey, RingTransfer] = {}
-        self._early: dict[TransferKey, list[tuple[SegmentHeader, bytearray]]] = {}
+        self._early: dict[TransferKey, list[tuple[SegmentHeader, memoryview]]] = {}
         self._early_bytes = 0
         #: Operations of this generation that ended without result: their data may still arrive.
         self._dead: set[TransferKey] = set()
@@ -259,7 +260,7 @@ class DataPlane:
                 self._outgoing.enqueue(segment)
         for header, payload in self._early.pop(transfer.key, ()):
             self._early_bytes -= len(payload)
-            self._take(transfer, header, memoryview(payload))
+            self._take(transfer, header, payload)
         if transfer.is_done and transfer.key in self._transfers:
             self._report(TransferDone(transfer.call, transfer.generation))
 
@@ -309,8 +310,8 @@ class DataPlane:
         if self._early_bytes + header.payload_bytes > limits.EAGER_BYTES_MAX:
             raise WireError("more early data than was granted")
         self._early_bytes += header.payload_bytes
-        stream.eager = bytearray(header.payload_bytes)
-        stream.view = memoryview(stream.eager)
+        stream.eager = np.empty(header.payload_bytes, np.uint8).data  # not zeroed, as bytearray is
+        stream.view = stream.eager
 
     def accept(self, stream: IncomingStream, header: SegmentHeader) -> None:
         """A payload is whole: reduce it, or keep it for the call that is to come."""

@@ -248,7 +248,7 @@ class IncomingStream:
         #: Where the payload under way goes, and for which transfer; None: thrown away or kept.
         self.view = self.scratch
         self.transfer: RingTransfer | None = None
-        self.eager: bytearray | None = None
+        self.eager: memoryview | None = None
 
     async def run(self) -> None:
         """Read segments until the stream ends."""
