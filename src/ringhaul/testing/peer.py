@@ -33,14 +33,14 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
     array = own.copy()
     out = np.empty_like(own) if options.out else None
     for round_index in range(options.rounds):
-        if options.admit:
-            comm.admit()
         if out is None:
             np.copyto(array, own)
-        if round_index == options.die_in_round:
-            threading.Timer(usual_s / 2, die).start()
-        started = time.monotonic()
         try:
+            if options.admit:
+                comm.admit()
+            if round_index == options.die_in_round:
+                threading.Timer(usual_s / 2, die).start()
+            started = time.monotonic()
             info = comm.all_reduce(
                 array, out=out, on_loss=options.on_loss, timeout_s=options.timeout_s
             )
