@@ -4,6 +4,7 @@ Executes what the machine orders: makes links, begins and drops transfers. Repor
 are up or broken and transfers that are done.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -53,7 +54,7 @@ class DataPlane:
         self._early: dict[TransferKey, list[tuple[SegmentHeader, memoryview]]] = {}
         self._early_bytes = 0
         #: Operations of this generation that ended without result: their data may still arrive.
-        self._dead: set[TransferKey] = set()
+        self._dead: OrderedDict[TransferKey, None] = OrderedDict()
 
     # -- links --------------------------------------------------------------------------------
 
@@ -269,7 +270,7 @@ class DataPlane:
         if self._transfers.get(transfer.key) is transfer:
             del self._transfers[transfer.key]
             if not transfer.is_done:
-                self._dead.add(transfer.key)  # the rest of its data is on its way
+                self._bury(transfer.key)  # the rest of its data is on its way
         for link in (self._outgoing, self._incoming):
             if link is not None:
                 link.release(transfer)
@@ -278,9 +279,15 @@ class DataPlane:
         """An operation failed for all: what came early, or comes yet, is thrown away."""
         wire_key = WireKey(key)
         dead = (wire_key.tag_hash, wire_key.ordinal)
-        self._dead.add(dead)
+        self._bury(dead)
         for _, payload in self._early.pop(dead, ()):
             self._early_bytes -= len(payload)
+
+    def _bury(self, key: TransferKey) -> None:
+        """Remember that a key is dead; the oldest, whose data came long ago, are forgotten."""
+        self._dead[key] = None
+        while len(self._dead) > limits.VERDICTS_KEPT_MAX:
+            self._dead.popitem(last=False)
 
     def _take(self, transfer: RingTransfer, header: SegmentHeader, payload: memoryview) -> None:
         segment = transfer.accept(header, payload)
