@@ -87,7 +87,7 @@ def connect(
         host=host,
         port=port,
         options=options,
-        streams=streams or limits.STREAMS_DEFAULT,
+        streams=streams,
         listen=where,
         advertise=parse_advertised(advertise),
     )

@@ -184,10 +184,10 @@ class CallRunner:
         try:
             buffer, source = await fetch_state(
                 plan,
-                own=self._plane.peer_id,
-                run_id=self._plane.run_id,
+                own=self._plane.neighbours.peer_id,
+                run_id=self._plane.neighbours.run_id,
                 state_bytes=call.state.total_bytes,
-                dialable=self._plane.addresses_of,
+                dialable=self._plane.neighbours.addresses_of,
                 verify=verify,
             )
         except FetchError as error:

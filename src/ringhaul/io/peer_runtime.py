@@ -45,7 +45,7 @@ class PeerRuntime:
         host: str,
         port: int,
         options: PeerOptions,
-        streams: int,
+        streams: int | None,
         listen: tuple[str | None, int],
         advertise: tuple[tuple[str, int | None], ...],
     ) -> None:
@@ -157,8 +157,9 @@ class PeerRuntime:
                     coordinator_host=self._host,
                 )
                 self._calls.open(nursery, self.plane)
-                listener = Listener(listening, self.plane, self._calls.states)
+                listener = Listener(listening, self.plane.neighbours, self._calls.states)
                 self._machine = Peer(await self._find_addresses(listening))
+                nursery.start_soon(self.plane.run)
                 nursery.start_soon(listener.run, nursery)
                 nursery.start_soon(self._keep_time)
                 with self._lock:
@@ -221,7 +222,7 @@ class PeerRuntime:
             case steps.Dial():
                 self._nursery.start_soon(self._dial_coordinator)
             case steps.MakeLinks(proposal):
-                self.plane.make_links(proposal)
+                self.plane.neighbours.make_links(proposal)
             case steps.UseRing(generation):
                 self.plane.use_ring(generation)
             case steps.ForgetKey(key):
@@ -262,7 +263,9 @@ class PeerRuntime:
         # a forked child that kept this socket would make a killed process seem connected
         sock = close_on_fork(socket.socket(fileno=opened.socket.detach()))
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        self.plane.own_host_is_loopback = is_loopback(str(stream.socket.getsockname()[0]))
+        self.plane.neighbours.own_host_is_loopback = is_loopback(
+            str(stream.socket.getsockname()[0])
+        )
         self._link_count += 1
         link_id = LinkId(self._link_count)
         link = MessageLink(stream)
@@ -271,7 +274,7 @@ class PeerRuntime:
 
         def handle(envelope: Envelope) -> None:
             self._step(Received(link_id, envelope))
-            self.plane.identify(self._machine.state.peer_id, self._machine.state.run_id)
+            self.plane.neighbours.identify(self._machine.state.peer_id, self._machine.state.run_id)
 
         reason = await link.run(handle)
         del self._links[link_id]

@@ -1,0 +1,394 @@
+"""The way to the next rank: ready segments, and the streams that take them.
+
+Whichever stream is free takes the next segment, and writes it at once in the context of who
+made it ready. The receiver acknowledges whole segments, so that what a reset or stalled stream
+carried is sent again on another. Decides nothing about rings or verdicts.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from ringhaul import limits
+from ringhaul.errors import WireError
+from ringhaul.ids import Generation, PeerId
+from ringhaul.io.reactor import READ, WRITE, Reactor
+from ringhaul.io.ring_transfer import RingTransfer as Transfer
+from ringhaul.io.ring_transfer import Segment, TransferKey
+from ringhaul.io.sockets import DataSocket, StreamEnded
+from ringhaul.wire.segment_header import (
+    HEADER_BYTES,
+    SegmentHeader,
+    SegmentKind,
+    unpack_header,
+)
+
+#: Grants kept for operations not begun here; the oldest are of operations long done.
+_GRANTS_MAX = 2 * limits.OPEN_OPERATIONS_MAX
+#: Small segments leave together, up to so many bytes or segments in one system call.
+_BATCH_BYTES = 64 * 1024
+_BATCH_SEGMENTS = 32
+_COUNT_MASK = 0xFFFFFFFF
+_NOTHING = memoryview(b"")
+
+
+class Owner(Protocol):
+    """Whoever made the link: the data plane."""
+
+    def on_outgoing_broken(self, link: "OutgoingLink", reason: str) -> None:
+        """The last stream ended, the link stalled, or the other side broke the protocol."""
+
+    def on_stream_lost(self, link: "OutgoingLink", reason: str) -> None:
+        """One stream of several ended: another one is wanted."""
+
+    def on_under_way(self) -> None:
+        """Something was sent that is not acknowledged: `sweep` is wanted."""
+
+
+class OutgoingLink:
+    """All streams to the next rank."""
+
+    def __init__(self, peer: PeerId, number: int, reactor: Reactor, owner: Owner) -> None:
+        self.peer = peer
+        self.number = number
+        self.generation = Generation(0)
+        self.is_closed = False
+        self.streams: list[OutgoingStream] = []
+        self.reactor = reactor
+        self._owner = owner
+        #: May be sent now; operations take turns.
+        self._ready: OrderedDict[TransferKey, deque[Segment]] = OrderedDict()
+        #: Over the eager limit: waits for the receiver's grant.
+        self._held: OrderedDict[TransferKey, deque[Segment]] = OrderedDict()
+        self._granted: OrderedDict[tuple[int, TransferKey], None] = OrderedDict()
+        self._eager: dict[TransferKey, int] = {}
+        self._eager_bytes = 0
+        self._first = 0
+        self._progress = (0.0, -1)
+
+    def add(self, sock: DataSocket) -> None:
+        """Use one more stream."""
+        stream = OutgoingStream(self, sock)
+        self.streams.append(stream)
+        self.reactor.watch(stream, READ)
+        stream.push()
+
+    def use(self, generation: Generation) -> None:
+        """A generation is open: forget what older ones had under way."""
+        self.generation = generation
+        self._ready.clear()
+        self._held.clear()
+        self._eager.clear()
+        self._eager_bytes = 0
+        for grant in [g for g in self._granted if g[0] < generation]:
+            del self._granted[grant]
+
+    def enqueue(self, segments: Iterable[Segment]) -> None:
+        """Have segments of one transfer sent by the next free streams, at once if one is."""
+        for segment in segments:
+            self._admit(segment)
+            self.pump()
+
+    def _admit(self, segment: Segment) -> None:
+        """Queue a segment as ready, or as held if nobody has asked for so much."""
+        key = segment.transfer.key
+        if (self.generation, key) not in self._granted:
+            size = len(segment.view)
+            if key in self._held or self._eager_bytes + size > limits.EAGER_BYTES_MAX:
+                self._held.setdefault(key, deque()).append(segment)
+                return
+            self._eager[key] = self._eager.get(key, 0) + size
+            self._eager_bytes += size
+        queue = self._ready.get(key)
+        if queue is None:
+            queue = self._ready[key] = deque()
+        queue.append(segment)
+
+    def pump(self) -> None:
+        """Give every free stream something to do; they take turns in being first."""
+        count = len(self.streams)
+        for index in range(count):
+            if not self._ready or self.is_closed:
+                return
+            stream = self.streams[(self._first + index) % count]
+            if not stream.is_blocked and not stream.is_slow:
+                self._first = (self._first + index + 1) % count
+                stream.push()
+                if count != len(self.streams):
+                    self.pump()  # one ended, and what it carried is ready again
+                    return
+
+    def take(self) -> Segment | None:
+        """The next segment that may be sent; operations take turns."""
+        if not self._ready:
+            return None
+        key, queue = next(iter(self._ready.items()))
+        segment = queue.popleft()
+        if not queue:
+            del self._ready[key]
+        elif len(self._ready) > 1:
+            self._ready.move_to_end(key)
+        return segment
+
+    def on_grant(self, header: SegmentHeader) -> None:
+        """The receiver has posted an operation."""
+        if header.generation < self.generation:
+            return
+        key = (header.tag_hash, header.ordinal)
+        self._granted[header.generation, key] = None
+        while len(self._granted) > _GRANTS_MAX:
+            self._granted.popitem(last=False)
+        if header.generation != self.generation:
+            return
+        self._eager_bytes -= self._eager.pop(key, 0)
+        held, self._held = self._held, OrderedDict()
+        for queue in held.values():  # there may be room for others now
+            for segment in queue:
+                self._admit(segment)
+        self.pump()
+
+    def release(self, transfer: Transfer) -> None:
+        """Let go of a transfer's memory; what a stream is in the middle of is copied."""
+        self._ready.pop(transfer.key, None)
+        self._held.pop(transfer.key, None)
+        self._granted.pop((transfer.generation, transfer.key), None)
+        self._eager_bytes -= self._eager.pop(transfer.key, 0)
+        for stream in self.streams:
+            stream.release(transfer)
+
+    # -- streams that end or stall --------------------------------------------------------------
+
+    def on_stream_ended(self, stream: "OutgoingStream", reason: str) -> None:
+        """What it carried is sent again; without streams the link is broken."""
+        if self.is_closed or stream not in self.streams:
+            return
+        self._drop(stream)
+        if not self.streams:
+            self.on_broken(reason)
+            return
+        if all(other.is_slow for other in self.streams):
+            for other in self.streams:
+                other.is_slow = False
+        for carried in reversed(stream.unacknowledged):
+            self._send_again(carried)
+        self._owner.on_stream_lost(self, reason)
+        self.pump()
+
+    def _drop(self, stream: "OutgoingStream") -> None:
+        self.streams.remove(stream)
+        self.reactor.forget(stream)
+        stream.sock.close()
+
+    def _send_again(self, carried: "Carried") -> None:
+        segment = carried.segment
+        if (
+            segment is None
+            or carried.is_sent_again
+            or segment.transfer.generation != self.generation
+        ):
+            return
+        carried.is_sent_again = True
+        segment.transfer.sent_bytes += len(segment.view)
+        self._ready.setdefault(segment.transfer.key, deque()).appendleft(segment)
+
+    def sweep(self, now: float) -> bool:
+        """Look for streams and links that stall; tell whether anything is under way."""
+        if not any(stream.unacknowledged for stream in self.streams):
+            self._progress = (now, -1)
+            return False
+        for stream in list(self.streams):
+            self._judge(stream, now)
+        self.pump()
+        self._judge_link(now)
+        return True
+
+    def _judge_link(self, now: float) -> None:
+        """A link with something under way has to move at a minimum rate."""
+        total = sum(stream.acknowledged_bytes() for stream in self.streams)
+        since, acknowledged = self._progress
+        elapsed_s = now - since
+        if not 0 <= acknowledged <= total:  # it was idle, or streams have changed
+            self._progress = (now, total)
+        elif elapsed_s > 1.0 and total - acknowledged >= elapsed_s * limits.LINK_RATE_MIN:
+            self._progress = (now, total)
+        elif elapsed_s > limits.LINK_STALLED_S:
+            self.on_broken(f"stalled: under {limits.LINK_RATE_MIN} B/s for {elapsed_s:.0f} s")
+
+    def _judge(self, stream: "OutgoingStream", now: float) -> None:
+        """Send again what one stream holds back while others deliver."""
+        others = [other for other in self.streams if other is not stream]
+        if not stream.unacknowledged or not others:
+            return
+        patience_s = max(limits.RESEND_AFTER_S, 3 * max(other.delay_s for other in others))
+        late_if_before = max(other.delivered_at for other in others) - patience_s
+        late = [c for c in stream.unacknowledged if c.sent_at < late_if_before]
+        if not late:
+            return
+        stream.is_slow = True
+        for carried in reversed(late):
+            self._send_again(carried)
+        if now - max(stream.delivered_at, late[0].sent_at) > limits.LINK_STALLED_S:
+            self.on_stream_ended(stream, "stalled")
+
+    def on_broken(self, reason: str) -> None:
+        """The link is of no use any more."""
+        if not self.is_closed:
+            self._owner.on_outgoing_broken(self, reason)
+
+    def on_under_way(self) -> None:
+        """A stream has sent what will be acknowledged."""
+        self._owner.on_under_way()
+
+    def close(self) -> None:
+        """Close all streams."""
+        self.is_closed = True
+        for stream in list(self.streams):
+            self._drop(stream)
+
+
+class Carried:
+    """A segment that a stream has taken. Its memory is let go when the transfer ends."""
+
+    __slots__ = ("is_sent_again", "segment", "sent_at")
+
+    def __init__(self, segment: Segment, sent_at: float) -> None:
+        self.segment: Segment | None = segment
+        self.sent_at = sent_at
+        self.is_sent_again = False
+
+
+class OutgoingStream:
+    """One TCP stream to the next rank."""
+
+    def __init__(self, link: OutgoingLink, sock: DataSocket) -> None:
+        self.link = link
+        self.sock = sock
+        #: The kernel takes no more for now.
+        self.is_blocked = False
+        #: Holds back what others could have delivered: gets nothing until it has delivered.
+        self.is_slow = False
+        self.unacknowledged: deque[Carried] = deque()
+        self.delivered_at = 0.0
+        #: From taking a segment to its acknowledgement, smoothed.
+        self.delay_s = 0.0
+        self._acknowledged_count = 0
+        self._written_bytes = 0
+        self._parts: list[memoryview] = []
+        self._owners: list[Transfer | None] = []
+        self._reply = bytearray(HEADER_BYTES)
+        self._reply_view = memoryview(self._reply)
+        self._reply_filled = 0
+
+    def push(self) -> None:
+        """Write until the kernel takes no more, or nothing is ready."""
+        try:
+            while self._parts or self._take():
+                sent = self.sock.send_nowait(self._parts)
+                if sent == 0:
+                    self._set_blocked(True)
+                    return
+                self._written_bytes += sent
+                self._advance(sent)
+        except StreamEnded as error:
+            self.link.on_stream_ended(self, str(error))
+            return
+        self._set_blocked(False)
+
+    def _set_blocked(self, is_blocked: bool) -> None:
+        if is_blocked != self.is_blocked:
+            self.is_blocked = is_blocked
+            self.link.reactor.watch(self, READ | WRITE if is_blocked else READ)
+
+    def _take(self) -> bool:
+        """Take the next ready segment, or several if they are small."""
+        if self.is_slow:
+            return False
+        size = 0
+        now = time.perf_counter()
+        if not self.unacknowledged:
+            self.link.on_under_way()
+        while size < _BATCH_BYTES and len(self._parts) < 2 * _BATCH_SEGMENTS:
+            segment = self.link.take()
+            if segment is None:
+                break
+            self._parts += (memoryview(segment.header), segment.view)
+            self._owners += (None, segment.transfer)
+            self.unacknowledged.append(Carried(segment, now))
+            size += len(segment.view)
+        return size > 0
+
+    def _advance(self, sent: int) -> None:
+        """Forget what the kernel has taken."""
+        done = 0
+        for part in self._parts:
+            if sent < len(part):
+                self._parts[done] = part[sent:]
+                break
+            sent -= len(part)
+            done += 1
+        del self._parts[:done]
+        del self._owners[:done]
+
+    def release(self, transfer: Transfer) -> None:
+        """Swap the caller's memory for a copy of what has to be sent yet."""
+        for index, owner in enumerate(self._owners):
+            if owner is transfer:
+                self._parts[index] = memoryview(bytes(self._parts[index]))
+                self._owners[index] = None
+        for carried in self.unacknowledged:
+            if carried.segment is not None and carried.segment.transfer is transfer:
+                carried.segment = None
+
+    def on_ready(self, mask: int) -> None:
+        """The other side has said something, or the kernel takes more."""
+        try:
+            if mask & READ:
+                self._read_replies()
+        except StreamEnded as error:
+            self.link.on_stream_ended(self, str(error))
+            return
+        except WireError as error:
+            self.link.on_broken(str(error))
+            return
+        if mask & WRITE and not self.sock.is_closed:
+            self.push()
+
+    def _read_replies(self) -> None:
+        """Read grants and acknowledgements; notice the end of the stream at once."""
+        while True:
+            wanted = self._reply_view[self._reply_filled :]
+            count = self.sock.receive_nowait((wanted,))
+            self._reply_filled += count
+            if self._reply_filled < HEADER_BYTES:
+                return
+            self._reply_filled = 0
+            header = unpack_header(self._reply)
+            if header.kind is SegmentKind.GRANT:
+                self.link.on_grant(header)
+            elif header.kind is SegmentKind.ACK:
+                self._on_acknowledged(header.segment)
+            else:
+                raise WireError("data came against the direction of the ring")
+            if self.sock.is_closed:
+                return
+
+    def _on_acknowledged(self, count: int) -> None:
+        fresh = (count - self._acknowledged_count) & _COUNT_MASK
+        if fresh > len(self.unacknowledged):
+            raise WireError("more was acknowledged than was sent")
+        if not fresh:
+            return
+        self._acknowledged_count = count
+        for _ in range(fresh):
+            last = self.unacknowledged.popleft()
+        self.delivered_at = time.perf_counter()
+        self.delay_s += 0.3 * (self.delivered_at - last.sent_at - self.delay_s)
+        if self.is_slow and not self.unacknowledged:
+            self.is_slow = False
+            self.link.pump()
+
+    def acknowledged_bytes(self) -> int:
+        """Bytes that the other side's kernel has; where the system does not tell, ours."""
+        info = self.sock.tcp_info()
+        return self._written_bytes if info is None else info.acknowledged_bytes
