@@ -15,6 +15,7 @@ from ringhaul.errors import WireError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.io.ring_transfer import RingTransfer, Segment, TransferKey
 from ringhaul.io.sockets import DataSocket, StreamEnded
+from ringhaul.io.transfer import Transfer
 from ringhaul.limits import EAGER_BYTES_MAX, OPEN_OPERATIONS_MAX, RECEIVE_LOW_WATER_BYTES
 from ringhaul.wire.segment_header import (
     HEADER_BYTES,
@@ -123,7 +124,7 @@ class OutgoingStream:
     def __init__(self, link: OutgoingLink, sock: DataSocket) -> None:
         self.link = link
         self.sock = sock
-        self._transfer: RingTransfer | None = None
+        self._transfer: Transfer | None = None
         self._header = memoryview(b"")
         self._view = memoryview(b"")
 
