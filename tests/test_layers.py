@@ -19,7 +19,7 @@ LAYERS = {
     "wire": 1, "ring": 1, "quant": 1, "state": 1,
     "core": 2,
     "io": 3,
-    "arguments": 4, "results": 4, "communicator": 4, "aio": 4,
+    "arguments": 4, "results": 4, "collectives": 4, "communicator": 4, "aio": 4,
     "diloco": 5, "torch": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip

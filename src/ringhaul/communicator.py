@@ -23,6 +23,7 @@ from ringhaul.arguments import (
     parse_on_loss,
     parse_op,
 )
+from ringhaul.collectives import RingCollectives
 from ringhaul.core.peer.machine import PeerOptions
 from ringhaul.core.peer.steps import View
 from ringhaul.errors import ClosedError, ConnectError, RinghaulError
@@ -102,7 +103,7 @@ def connect(
     return Communicator(runtime)
 
 
-class Communicator:
+class Communicator(RingCollectives):
     """A member of a run. Made by `connect`; one thread at a time may call it.
 
     Its properties change only when a call returns, to what the call's verdict names. Closed

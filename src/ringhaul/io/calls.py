@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import trio
 from numpy.typing import NDArray
 
 from ringhaul.core.peer.steps import View
 from ringhaul.ids import CallId
+from ringhaul.io.buffers import BufferPool
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.records import Signature, Strategy
@@ -66,20 +68,116 @@ class AdmitCall(PendingCall):
 
 
 @dataclass
-class ReduceCall(PendingCall):
-    """An `all_reduce`, or a barrier, which has no arrays.
+class CollectiveCall(PendingCall):
+    """A collective that moves data around the ring; a barrier moves none.
 
-    `target` is where the result goes on a commit; with `out=` the ring writes to it directly.
+    Decides which memory an attempt reads and writes, and what of it becomes the caller's.
     """
 
     signature: Signature = field(kw_only=True)
     tag: str | None = None
     timeout_s: float | None = None
     own: NDArray[Any] | None = None
+    transfer: RingTransfer | None = None
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """Where the result of an attempt among so many is written; None: freshly allocated."""
+        raise NotImplementedError
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """The verdict is that it is done: the result becomes the caller's."""
+
+    def give_back(self, buffers: BufferPool) -> None:
+        """The call has ended: private memory is free again."""
+
+
+@dataclass
+class ReduceCall(CollectiveCall):
+    """An `all_reduce`, or a barrier, which has no arrays.
+
+    `target` is where the result goes on a commit; with `out=` the ring writes to it directly.
+    """
+
     target: NDArray[Any] | None = None
     is_in_place: bool = True
     result: NDArray[Any] | None = None
-    transfer: RingTransfer | None = None
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """`out`, or a buffer that the input is safe from."""
+        assert self.own is not None
+        if self.result is None:
+            self.result = self.target
+            if self.is_in_place:
+                self.result = buffers.lend(self.own.size, self.own.dtype)
+        return self.result
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """Copy to the caller's array what is not there yet."""
+        if self.is_in_place and self.result is not None:
+            assert self.target is not None
+            np.copyto(self.target, self.result)
+
+    def give_back(self, buffers: BufferPool) -> None:
+        """The private buffer may serve the next call."""
+        if self.is_in_place and self.result is not None:
+            buffers.give_back(self.result)
+            self.result = None
+
+
+@dataclass
+class BroadcastCall(ReduceCall):
+    """A `broadcast`. The root reads its array and writes nothing, unless there is an `out`."""
+
+    is_root: bool = False
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """The root sends from its own array."""
+        return self.own if self.is_root else super().result_memory(world_size, buffers)
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """Copy to the caller's array what is not there yet."""
+        if not self.is_root:
+            super().commit(transfer)
+        elif not self.is_in_place:
+            assert self.target is not None
+            np.copyto(self.target, transfer.result)
+
+
+@dataclass
+class GatherCall(CollectiveCall):
+    """An `all_gather`: as many rows as there are members; after a loss fewer are needed."""
+
+    shape: tuple[int, ...] = ()
+    out: NDArray[Any] | None = None
+    value: NDArray[Any] | None = field(default=None, init=False)
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """The first rows of `out`."""
+        assert self.own is not None
+        return None if self.out is None else self.out.reshape(-1)[: world_size * self.own.size]
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """Cut the result into rows."""
+        world_size = transfer.plan.world_size
+        if self.out is not None:
+            self.value = self.out[:world_size]
+        else:
+            self.value = transfer.result.reshape(world_size, *self.shape)
+
+
+@dataclass
+class ScatterCall(CollectiveCall):
+    """A `reduce_scatter`: what this rank gets depends on its rank and on the world size."""
+
+    value: NDArray[Any] | None = field(default=None, init=False)
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """Of each attempt its own."""
+        return None
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """The chunk becomes the caller's."""
+        self.value = transfer.result
 
 
 @dataclass

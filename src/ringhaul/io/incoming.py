@@ -13,8 +13,8 @@ from ringhaul import limits
 from ringhaul.errors import WireError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.io.reactor import READ, WRITE, Reactor
-from ringhaul.io.ring_transfer import RingTransfer as Transfer
 from ringhaul.io.sockets import DataSocket, StreamEnded
+from ringhaul.io.transfer import Transfer
 from ringhaul.wire.segment_header import (
     HEADER_BYTES,
     PAYLOAD_BYTES_MAX,

@@ -14,9 +14,8 @@ from ringhaul import limits
 from ringhaul.errors import WireError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.io.reactor import READ, WRITE, Reactor
-from ringhaul.io.ring_transfer import RingTransfer as Transfer
-from ringhaul.io.ring_transfer import Segment, TransferKey
 from ringhaul.io.sockets import DataSocket, StreamEnded
+from ringhaul.io.transfer import Segment, Transfer, TransferKey
 from ringhaul.wire.segment_header import (
     HEADER_BYTES,
     SegmentHeader,
@@ -208,9 +207,9 @@ class OutgoingLink:
         total = sum(stream.acknowledged_bytes() for stream in self.streams)
         since, acknowledged = self._progress
         elapsed_s = now - since
-        if not 0 <= acknowledged <= total:  # it was idle, or streams have changed
-            self._progress = (now, total)
-        elif elapsed_s > 1.0 and total - acknowledged >= elapsed_s * limits.LINK_RATE_MIN:
+        if not 0 <= acknowledged <= total or (
+            elapsed_s > 1.0 and total - acknowledged >= elapsed_s * limits.LINK_RATE_MIN
+        ):  # it was idle, or streams have changed
             self._progress = (now, total)
         elif elapsed_s > limits.LINK_STALLED_S:
             self.on_broken(f"stalled: under {limits.LINK_RATE_MIN} B/s for {elapsed_s:.0f} s")

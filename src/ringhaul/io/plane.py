@@ -18,8 +18,7 @@ from ringhaul.ids import NO_GENERATION, OpKey
 from ringhaul.io.incoming import IncomingLink, IncomingStream
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.reactor import Reactor
-from ringhaul.io.ring_transfer import RingTransfer as Transfer
-from ringhaul.io.ring_transfer import TransferKey
+from ringhaul.io.transfer import Transfer, TransferKey
 from ringhaul.wire.segment_header import SegmentHeader, WireKey
 
 Report = Callable[[LinkUp | LinkBroken | TransferDone], None]

@@ -146,6 +146,8 @@ class BeginTransfer:
     generation: Generation
     rank: Rank
     world_size: int
+    #: Where the root of a broadcast stands in this generation.
+    root: Rank | None = None
 
 
 @dataclass(frozen=True, slots=True)
