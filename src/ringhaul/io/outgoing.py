@@ -87,7 +87,8 @@ class OutgoingLink:
         """Have segments of one transfer sent by the next free streams, at once if one is."""
         for segment in segments:
             self._admit(segment)
-            self.pump()
+            if self._ready:
+                self.pump()
 
     def _admit(self, segment: Segment) -> None:
         """Queue a segment as ready, or as held if nobody has asked for so much."""
@@ -106,15 +107,16 @@ class OutgoingLink:
 
     def pump(self) -> None:
         """Give every free stream something to do; they take turns in being first."""
-        count = len(self.streams)
-        for index in range(count):
-            if not self._ready or self.is_closed:
+        streams = self.streams
+        count = len(streams)
+        for _ in range(count):
+            if not self._ready:
                 return
-            stream = self.streams[(self._first + index) % count]
+            self._first = (self._first + 1) % count
+            stream = streams[self._first]
             if not stream.is_blocked and not stream.is_slow:
-                self._first = (self._first + index + 1) % count
                 stream.push()
-                if count != len(self.streams):
+                if count != len(streams):
                     self.pump()  # one ended, and what it carried is ready again
                     return
 
@@ -273,7 +275,7 @@ class OutgoingStream:
         self.delay_s = 0.0
         self._acknowledged_count = 0
         self._written_bytes = 0
-        self._parts: list[memoryview] = []
+        self._parts: list[bytes | memoryview] = []
         self._owners: list[Transfer | None] = []
         self._reply = bytearray(HEADER_BYTES)
         self._reply_view = memoryview(self._reply)
@@ -282,17 +284,17 @@ class OutgoingStream:
     def push(self) -> None:
         """Write until the kernel takes no more, or nothing is ready."""
         try:
-            while self._parts or self._take():
+            while self._parts or (not self.is_slow and self._take()):
                 sent = self.sock.send_nowait(self._parts)
                 if sent == 0:
                     self._set_blocked(True)
                     return
-                self._written_bytes += sent
                 self._advance(sent)
         except StreamEnded as error:
             self.link.on_stream_ended(self, str(error))
             return
-        self._set_blocked(False)
+        if self.is_blocked:
+            self._set_blocked(False)
 
     def _set_blocked(self, is_blocked: bool) -> None:
         if is_blocked != self.is_blocked:
@@ -301,33 +303,42 @@ class OutgoingStream:
 
     def _take(self) -> bool:
         """Take the next ready segment, or several if they are small."""
-        if self.is_slow:
+        link = self.link
+        segment = link.take()
+        if segment is None:
             return False
-        size = 0
         now = time.perf_counter()
         if not self.unacknowledged:
-            self.link.on_under_way()
-        while size < _BATCH_BYTES and len(self._parts) < 2 * _BATCH_SEGMENTS:
-            segment = self.link.take()
-            if segment is None:
-                break
-            self._parts += (memoryview(segment.header), segment.view)
+            link.on_under_way()
+        size = 0
+        while segment is not None:
+            self._parts += (segment.header, segment.view)
             self._owners += (None, segment.transfer)
             self.unacknowledged.append(Carried(segment, now))
             size += len(segment.view)
-        return size > 0
+            if size >= _BATCH_BYTES or len(self._parts) >= 2 * _BATCH_SEGMENTS:
+                break
+            segment = link.take()
+        return True
 
     def _advance(self, sent: int) -> None:
         """Forget what the kernel has taken."""
+        self._written_bytes += sent
+        parts = self._parts
         done = 0
-        for part in self._parts:
-            if sent < len(part):
-                self._parts[done] = part[sent:]
+        for part in parts:
+            size = len(part)
+            if sent < size:
+                parts[done] = memoryview(part)[sent:]
                 break
-            sent -= len(part)
+            sent -= size
             done += 1
-        del self._parts[:done]
-        del self._owners[:done]
+        if done == len(parts):
+            parts.clear()
+            self._owners.clear()
+        elif done:
+            del parts[:done]
+            del self._owners[:done]
 
     def release(self, transfer: Transfer) -> None:
         """Swap the caller's memory for a copy of what has to be sent yet."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import trio
 
 from ringhaul import limits
@@ -126,6 +127,7 @@ class PeerRuntime:
     # -- the thread ---------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
+        np.seterr(all="ignore")  # sums overflow to infinity; once, not per segment
         try:
             trio.run(self._main)
         except BaseException as error:  # our bug: callers must not wait for ever

@@ -170,7 +170,7 @@ class DataPlane:
             self._early_bytes -= len(stream.eager)
         elif stream.transfer is None or stream.transfer is not transfer:
             return
-        if transfer is None or not transfer.expects(header):
+        if transfer is None or (stream.eager is not None and not transfer.expects(header)):
             return
         self._take(transfer, header, None if stream.is_placed else stream.payload)
         if transfer.is_done:

@@ -17,7 +17,7 @@ from ringhaul.ring import plan as plans
 from ringhaul.ring.plan import Phase, RingPlan, plan_ring
 from ringhaul.ring.reduce import Kernel
 from ringhaul.wire.records import CollectiveKind, Signature
-from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, WireKey
+from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, WireKey, pack_header
 
 __all__ = ["RingTransfer", "Segment", "Transfer", "TransferKey", "as_bytes"]
 
@@ -43,10 +43,15 @@ class _Chunk(NamedTuple):
     bit: int
     bit_stop: int
     itemsize: int
+    #: Whether the next rank is sent what comes of a segment, and as what.
+    passes_on: bool
+    next_kind: SegmentKind
+    #: The reduction of its segments ends here.
+    is_final: bool
 
 
 class RingTransfer:
-    """Moves arrays around the ring.
+    """Moves arrays around the ring. Who runs it switches floating-point warnings off.
 
     Args:
         own: of one dimension, this rank's values; only read. All ranks have as many. Only the
@@ -81,6 +86,8 @@ class RingTransfer:
             self._kernel = Kernel(signature.op, own.dtype, world_size)
             wide = self._kernel.accumulate_dtype
         self._wide = wide
+        #: Without a cast or a division the bare ufunc does it, with less Python per segment.
+        self._combine = self._kernel.plain_ufunc if self._kernel else None
         count = own.size
         if signature.kind is CollectiveKind.ALL_GATHER:
             count *= world_size
@@ -93,6 +100,9 @@ class RingTransfer:
             result = np.empty(stop - self._result_start, own.dtype)
         assert result.size == stop - self._result_start, (result.size, self.plan)
         self.result = result
+        self._result_bytes = as_bytes(result)
+        self._own_bytes = as_bytes(own)
+        self._itemsize = own.dtype.itemsize
         #: Partial results go where the result will be, if that is as large and as wide.
         self._has_room = phases == plans.ALL_REDUCE and wide == own.dtype
         #: The chunk with whose segments the rank's own are stored: while others are on their
@@ -121,35 +131,28 @@ class RingTransfer:
         for phase, chunk in self.plan.begins_with:
             for index in range(self.plan.segment_count(chunk)):
                 start, stop = self.plan.segment_bounds(chunk, index)
-                values = self._own[start - self._own_start : stop - self._own_start]
-                if phase is Phase.REDUCE_SCATTER and self._wide != values.dtype:
+                first, end = start - self._own_start, stop - self._own_start
+                if phase is Phase.REDUCE_SCATTER and self._wide != self._own.dtype:
                     assert self._kernel is not None
                     wide = self._partial(start, stop)
-                    self._kernel.widen(values, wide)
-                    values = wide
-                yield self._segment(_KINDS[phase], chunk, index, values)
+                    self._kernel.widen(self._own[first:end], wide)
+                    view = as_bytes(wide)
+                else:
+                    view = self._own_bytes[first * self._itemsize : end * self._itemsize]
+                yield self._segment(_KINDS[phase], chunk, index, view)
 
-    def _segment(self, kind: SegmentKind, chunk: int, index: int, values: NDArray[Any]) -> Segment:
-        view = as_bytes(values)
-        header = SegmentHeader(
-            kind,
-            self.generation,
-            self.key[0],
-            self.key[1],
-            self.signature,
-            chunk,
-            index,
-            len(view),
+    def _segment(self, kind: SegmentKind, chunk: int, index: int, view: memoryview) -> Segment:
+        size = len(view)
+        tag_hash, ordinal = self.key
+        header = pack_header(
+            kind, self.generation, tag_hash, ordinal, self.signature, chunk, index, size
         )
-        self.sent_bytes += len(view)
-        return Segment(header.pack(), view, self)
+        self.sent_bytes += size
+        return Segment(header, view, self)
 
     def _partial(self, start: int, stop: int) -> NDArray[Any]:
         """Memory for partial results of one segment; freed when it is sent."""
         return self.result[start:stop] if self._has_room else np.empty(stop - start, self._wide)
-
-    def _results(self, start: int, stop: int) -> NDArray[Any]:
-        return self.result[start - self._result_start : stop - self._result_start]
 
     def expects(self, header: SegmentHeader) -> bool:
         """Does the segment fit the plan, and is it not here yet?"""
@@ -184,7 +187,17 @@ class RingTransfer:
         start, stop = self.plan.chunk_bounds(chunk)
         bit = self.plan.segment_index(phase, chunk, 0)
         dtype = self._wide if phase is Phase.REDUCE_SCATTER else self.result.dtype
-        found = _Chunk(start, stop, bit, bit + self.plan.segment_count(chunk), dtype.itemsize)
+        is_final = phase is Phase.REDUCE_SCATTER and chunk == self.plan.owned_chunk
+        found = _Chunk(
+            start,
+            stop,
+            bit,
+            bit + self.plan.segment_count(chunk),
+            dtype.itemsize,
+            self.plan.passes_on(Phase.ALL_GATHER if is_final else phase, chunk),
+            SegmentKind.ALL_GATHER if is_final else header.kind,
+            is_final,
+        )
         self._chunks[header.kind, chunk] = found
         return found
 
@@ -194,7 +207,7 @@ class RingTransfer:
             return None
         found = self._find(header)
         assert found is not None
-        return as_bytes(self.result[found[0] : found[1]])
+        return self._result_bytes[found[0] * self._itemsize : found[1] * self._itemsize]
 
     def accept(self, header: SegmentHeader, payload: memoryview | None) -> Segment | None:
         """Take a segment that is whole; return what is to be passed on.
@@ -216,32 +229,42 @@ class RingTransfer:
     def _store(
         self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None
     ) -> Segment | None:
-        values = self.result[start:stop]
+        view = self._result_bytes[start * self._itemsize : stop * self._itemsize]
         if payload is not None:
-            as_bytes(values)[:] = payload
+            view[:] = payload
         chunk, index = header.chunk, header.segment
         if chunk == self._store_own_with:  # as long as the rank's own
             own_start, own_stop = self.plan.segment_bounds(self.plan.rank, index)
             self.result[own_start:own_stop] = self._own[
                 own_start - self._own_start : own_stop - self._own_start
             ]
-        if not self.plan.passes_on(Phase.ALL_GATHER, chunk):
+        if not self._chunks[header.kind, chunk].passes_on:
             return None
-        return self._segment(SegmentKind.ALL_GATHER, chunk, index, values)
+        return self._segment(SegmentKind.ALL_GATHER, chunk, index, view)
 
     def _reduce(
         self, header: SegmentHeader, start: int, stop: int, payload: memoryview
     ) -> Segment | None:
         assert self._kernel is not None
-        received = np.frombuffer(payload, dtype=np.uint8).view(self._wide)
+        received = np.frombuffer(payload, self._wide)
         own = self._own[start:stop]
-        chunk, index = header.chunk, header.segment
-        if chunk != self.plan.owned_chunk:
-            partial = self._partial(start, stop)
-            self._kernel.combine(received, own, partial)
-            return self._segment(SegmentKind.REDUCE_SCATTER, chunk, index, partial)
-        result = self._results(start, stop)
-        self._kernel.finish(received, own, result)
-        if not self.plan.passes_on(Phase.ALL_GATHER, chunk):
-            return None
-        return self._segment(SegmentKind.ALL_GATHER, chunk, index, result)
+        chunk = self._chunks[header.kind, header.chunk]
+        if chunk.is_final:
+            start -= self._result_start
+            stop -= self._result_start
+            out = self.result[start:stop]
+            if self._combine is not None and self._kernel.is_plain_finish:
+                self._combine(received, own, out)
+            else:
+                self._kernel.finish(received, own, out)
+            if not chunk.passes_on:
+                return None
+            view = self._result_bytes[start * self._itemsize : stop * self._itemsize]
+        else:
+            out = self._partial(start, stop)
+            if self._combine is not None:
+                self._combine(received, own, out)
+            else:
+                self._kernel.combine(received, own, out)
+            view = as_bytes(out)
+        return self._segment(chunk.next_kind, header.chunk, header.segment, view)

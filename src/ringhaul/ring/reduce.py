@@ -125,6 +125,16 @@ class Kernel:
         """Whether partial results are wider than the array; if not, own values travel as is."""
         return self.accumulate_dtype != self.dtype
 
+    @property
+    def plain_ufunc(self) -> np.ufunc | None:
+        """The ufunc that `combine` amounts to, if there is nothing to widen."""
+        return None if self.is_widening else self._ufunc
+
+    @property
+    def is_plain_finish(self) -> bool:
+        """Whether `finish` does no more than `combine`: nothing to divide, widen or round."""
+        return self._divisor is None and not self.is_widening
+
     def widen(self, own: NDArray[Any], out: NDArray[Any]) -> None:
         """Write own values in the accumulate dtype; exact."""
         self._check_arrays(own=own, wide=out)
