@@ -6,6 +6,7 @@ most once. Decides nothing about streams or verdicts, and never waits.
 
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,12 @@ _PHASES_OF = {
     CollectiveKind.ALL_GATHER: plans.ALL_GATHER,
     CollectiveKind.BROADCAST: plans.ALL_GATHER,
 }
+
+
+@lru_cache(maxsize=1024)
+def _short(signature: Signature) -> int:
+    """What headers carry of a signature."""
+    return zlib.crc32(str(signature).encode())
 
 
 class _Chunk(NamedTuple):
@@ -79,7 +86,7 @@ class RingTransfer:
         self.generation = generation
         wire_key = WireKey(key)
         self.key: TransferKey = (wire_key.tag_hash, wire_key.ordinal)
-        self.signature = zlib.crc32(str(signature).encode())
+        self.signature = _short(signature)
         self._kernel: Kernel | None = None
         wide = own.dtype
         if signature.op is not None:
@@ -254,7 +261,7 @@ class RingTransfer:
             stop -= self._result_start
             out = self.result[start:stop]
             if self._combine is not None and self._kernel.is_plain_finish:
-                self._combine(received, own, out)
+                self._combine(received, own, out=out)
             else:
                 self._kernel.finish(received, own, out)
             if not chunk.passes_on:
@@ -263,7 +270,7 @@ class RingTransfer:
         else:
             out = self._partial(start, stop)
             if self._combine is not None:
-                self._combine(received, own, out)
+                self._combine(received, own, out=out)
             else:
                 self._kernel.combine(received, own, out)
             view = as_bytes(out)

@@ -7,6 +7,7 @@ arrival or memory: a segment may be handled as soon as it is there, whatever cam
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from ringhaul import limits
 
@@ -23,7 +24,7 @@ REDUCE_SCATTER = (Phase.REDUCE_SCATTER,)
 ALL_GATHER = (Phase.ALL_GATHER,)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is derived is kept
 class RingPlan:
     """The part of one rank in a ring collective over `element_count` elements.
 
@@ -67,7 +68,7 @@ class RingPlan:
         assert self.root is None or 0 <= self.root < self.world_size, self
         assert self.root is None or self.phases == ALL_GATHER, self
 
-    @property
+    @cached_property
     def chunk_count(self) -> int:
         """Chunks that the array is cut into."""
         return self.world_size if self.root is None else 1
@@ -96,14 +97,14 @@ class RingPlan:
             chunks = [c for c in range(self.chunk_count) if self.origin(c) == self.rank]
         return ((phase, chunk) for chunk in chunks if self.sends(phase, chunk))
 
-    @property
+    @cached_property
     def own_bounds(self) -> tuple[int, int]:
         """First element and end of what this rank puts in."""
         if self.phases == ALL_GATHER and self.root is None:
             return self.chunk_bounds(self.rank)
         return 0, self.element_count
 
-    @property
+    @cached_property
     def result_bounds(self) -> tuple[int, int]:
         """First element and end of what this rank gets."""
         if Phase.ALL_GATHER not in self.phases:
@@ -157,7 +158,7 @@ class RingPlan:
         """
         return self.sends(phase, chunk)
 
-    @property
+    @cached_property
     def expected_segment_count(self) -> int:
         """All segments that this rank receives, over all phases."""
         return self._segments_but(self.first_chunk, self.rank)
@@ -178,7 +179,7 @@ class RingPlan:
             count += self._array_segment_count - self.segment_count(origin)
         return count
 
-    @property
+    @cached_property
     def bitmap_size(self) -> int:
         """Bits that tell which segments have been received: one per `segment_index`."""
         return 2 * self._array_segment_count
@@ -191,7 +192,7 @@ class RingPlan:
         assert 0 <= segment < self.segment_count(chunk), (chunk, segment, self)
         return phase * self._array_segment_count + self._segments_before(chunk) + segment
 
-    @property
+    @cached_property
     def _array_segment_count(self) -> int:
         return self._segments_before(self.chunk_count)
 
@@ -203,6 +204,7 @@ class RingPlan:
         return min(chunk, longer) * in_longer + max(chunk - longer, 0) * in_shorter
 
 
+@lru_cache(maxsize=1024)  # training loops reduce the same arrays again and again
 def plan_ring(
     rank: int,
     world_size: int,

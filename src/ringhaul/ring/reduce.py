@@ -24,6 +24,8 @@ _SUPPORTED: dict[str, np.dtype[Any]] = {
         *map(np.dtype, ("float32", "float64")),
     )
 }
+#: `dtype.name` is slow, and asked for at every call.
+_NAMES = {dtype: name for name, dtype in _SUPPORTED.items()}
 _FLOAT32 = np.dtype(np.float32)
 
 _UFUNCS: dict[ReduceOp, np.ufunc] = {
@@ -44,6 +46,8 @@ def element_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """
     if isinstance(dtype, str) and dtype in _SUPPORTED:
         return _SUPPORTED[dtype]
+    if isinstance(dtype, np.dtype) and dtype in _NAMES:
+        return dtype
     given = np.dtype(dtype)
     supported = _SUPPORTED.get(given.name)
     if supported is None:
@@ -62,7 +66,7 @@ def dtype_name(dtype: DTypeLike) -> str:
     Raises:
         TypeError: as for `element_dtype`.
     """
-    return element_dtype(dtype).name
+    return _NAMES[element_dtype(dtype)]
 
 
 def accumulate_dtype(dtype: DTypeLike) -> np.dtype[Any]:
