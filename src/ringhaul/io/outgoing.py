@@ -211,7 +211,9 @@ class OutgoingLink:
         if not stream.unacknowledged or not others:
             return
         patience_s = max(limits.RESEND_AFTER_S, 3 * max(other.delay_s for other in others))
-        late_if_before = max(other.delivered_at for other in others) - patience_s
+        # a stream with nothing to deliver could have delivered this by now
+        heard = max(other.delivered_at if other.unacknowledged else now for other in others)
+        late_if_before = heard - patience_s
         late = [c for c in stream.unacknowledged if c.sent_at < late_if_before]
         if not late:
             return

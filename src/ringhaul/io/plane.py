@@ -39,10 +39,10 @@ class DataPlane:
     ) -> None:
         self._report = report
         self.generation = NO_GENERATION
-        self._reactor = Reactor()
+        self.reactor = Reactor()
         self.neighbours = Neighbours(
             nursery=nursery,
-            reactor=self._reactor,
+            reactor=self.reactor,
             data=self,
             report=report,
             streams=streams,
@@ -50,7 +50,7 @@ class DataPlane:
         )
         self._transfers: dict[TransferKey, Transfer] = {}
         self._early: dict[TransferKey, list[tuple[SegmentHeader, memoryview]]] = {}
-        self._early_bytes = 0
+        self.early_bytes = 0
         #: Operations of this generation that ended without result: their data may still arrive.
         self._dead: OrderedDict[TransferKey, None] = OrderedDict()
         self._is_sweeping = False
@@ -59,7 +59,7 @@ class DataPlane:
     async def run(self) -> None:
         """Move data until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._reactor.run)
+            nursery.start_soon(self.reactor.run)
             nursery.start_soon(self._sweep)
 
     def use_ring(self, generation: int) -> None:
@@ -67,7 +67,7 @@ class DataPlane:
         assert not self._transfers, "a transfer outlived its generation"
         self.generation = type(self.generation)(generation)
         self._early.clear()
-        self._early_bytes = 0
+        self.early_bytes = 0
         self._dead.clear()
         if self.neighbours.outgoing is not None:
             self.neighbours.outgoing.use(self.generation)
@@ -94,7 +94,7 @@ class DataPlane:
             for _ in first:
                 pass
         for header, payload in early:
-            self._early_bytes -= len(payload)
+            self.early_bytes -= len(payload)
             if transfer.expects(header):
                 self._take(transfer, header, payload)
         if transfer.is_done and transfer.key in self._transfers:
@@ -116,7 +116,7 @@ class DataPlane:
         dead = (wire_key.tag_hash, wire_key.ordinal)
         self._bury(dead)
         for _, payload in self._early.pop(dead, ()):
-            self._early_bytes -= len(payload)
+            self.early_bytes -= len(payload)
 
     def _bury(self, key: TransferKey) -> None:
         """Remember that a key is dead; the oldest, whose data came long ago, are forgotten."""
@@ -151,9 +151,9 @@ class DataPlane:
             return
         if key in self._dead:
             return
-        if self._early_bytes + header.payload_bytes > limits.EAGER_BYTES_MAX:
+        if self.early_bytes + header.payload_bytes > limits.EAGER_BYTES_MAX:
             raise WireError("more early data than was granted")
-        self._early_bytes += header.payload_bytes
+        self.early_bytes += header.payload_bytes
         stream.eager = np.empty(header.payload_bytes, np.uint8).data  # not zeroed, as bytearray is
         stream.payload = stream.eager
 
@@ -167,7 +167,7 @@ class DataPlane:
             if transfer is None and key not in self._dead:
                 self._early.setdefault(key, []).append((header, stream.eager))
                 return
-            self._early_bytes -= len(stream.eager)
+            self.early_bytes -= len(stream.eager)
         elif stream.transfer is None or stream.transfer is not transfer:
             return
         if transfer is None or (stream.eager is not None and not transfer.expects(header)):
@@ -181,7 +181,7 @@ class DataPlane:
         if stream.eager is not None:
             header = stream.header
             if header is not None and header.generation == self.generation:
-                self._early_bytes -= len(stream.eager)
+                self.early_bytes -= len(stream.eager)
             stream.eager = None
 
     def on_incoming_broken(self, link: IncomingLink, reason: str) -> None:
