@@ -1,8 +1,7 @@
 """Calls of the user on their way through the I/O thread, and what they result in."""
 
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from ringhaul.core.peer.steps import View
 from ringhaul.ids import CallId
 from ringhaul.io.ring_transfer import RingTransfer
+from ringhaul.io.signals import Signal
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.records import Signature, Strategy
 
@@ -37,13 +37,15 @@ class StateLike(Protocol):
 
 @dataclass
 class PendingCall:
-    """One call, from the caller's thread to its result. The event is set exactly once."""
+    """One call, from the caller's thread to its result. `ended` is set exactly once."""
 
     id: CallId = field(default=CallId(0), init=False)
     view: View | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
     attempts: int = field(default=1, init=False)
-    ended: threading.Event = field(default_factory=threading.Event, init=False)
+    ended: Signal = field(default_factory=Signal, init=False)
+    #: Called once, before `ended` is set: whoever waits finds its memory free.
+    let_go: Callable[[], None] | None = field(default=None, init=False)
     began_at: float = field(default_factory=time.perf_counter, init=False)
     duration_s: float = field(default=0.0, init=False)
     sent_bytes: int = field(default=0, init=False)
@@ -55,6 +57,8 @@ class PendingCall:
             self.view = view
             self.error = error
             self.duration_s = time.perf_counter() - self.began_at
+            if self.let_go is not None:
+                self.let_go()
             self.ended.set()
 
 

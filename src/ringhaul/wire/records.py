@@ -79,7 +79,8 @@ class Signature:
     dtype: Annotated[str, name_text] = ""
     element_count: Annotated[int, uint] = 0
     codec: Annotated[str, name_text] = "raw"
-    #: Hexadecimal digest of the names, dtypes and shapes of a shared state.
+    #: Digest of the names, dtypes and shapes of a shared state; or of the sizes and dtypes of
+    #: all arrays of an `all_reduce_many`, with their number.
     layout: Annotated[str, name_text] = ""
     on_loss: Annotated[OnLoss, one_of(OnLoss)] = OnLoss.RETRY
 
@@ -92,8 +93,9 @@ class Signature:
                 return f"sync_state(layout {self.layout[:8]})"
             case CollectiveKind.ALL_REDUCE:
                 op = self.op.value if self.op else None
+                name = f"all_reduce_many({self.layout}: " if self.layout else "all_reduce("
                 return (
-                    f"all_reduce({self.element_count} x {self.dtype}, op={op!r}, "
+                    f"{name}{self.element_count} x {self.dtype}, op={op!r}, "
                     f"codec={self.codec!r}, on_loss={self.on_loss.value!r})"
                 )
 
