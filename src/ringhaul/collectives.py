@@ -15,13 +15,15 @@ from ringhaul.arguments import (
     check_out,
     check_tag,
     check_timeout,
-    flat_view,
     parse_on_loss,
     parse_op,
 )
+from ringhaul.arrays import array_view, flat_view, in_kind_of
 from ringhaul.core.peer.steps import View
 from ringhaul.ids import PeerId, ReduceOp
 from ringhaul.io.calls import BroadcastCall, GatherCall, PendingCall, ScatterCall
+from ringhaul.member import Member
+from ringhaul.reduction import reduce_info
 from ringhaul.results import ReduceInfo
 from ringhaul.ring.reduce import check_op, dtype_name
 from ringhaul.wire.records import CollectiveKind, Signature
@@ -46,10 +48,10 @@ def resolve_root(root: SupportsIndex, ring_order: Sequence[PeerId]) -> PeerId:
 def prepare_broadcast(
     view: View,
     own_id: str,
-    array: NDArray[Any],
+    array: object,
     root: SupportsIndex,
     *,
-    out: NDArray[Any] | None,
+    out: object | None,
     tag: str | None,
     on_loss: str,
     timeout_s: float | None,
@@ -63,7 +65,7 @@ def prepare_broadcast(
     target = own
     if out is not None:
         target = flat_view(out, "out", writable=True)
-        check_out(array, out)
+        check_out(array_view(array, "array", writable=False), array_view(out, "out", writable=True))
     signature = Signature(
         kind=CollectiveKind.BROADCAST,
         dtype=dtype_name(own.dtype),
@@ -84,9 +86,9 @@ def prepare_broadcast(
 
 def prepare_all_gather(
     view: View,
-    array: NDArray[Any],
+    array: object,
     *,
-    out: NDArray[Any] | None,
+    out: object | None,
     tag: str | None,
     on_loss: str,
     timeout_s: float | None,
@@ -94,9 +96,11 @@ def prepare_all_gather(
     """Check the arguments of `all_gather`; `view` is what the caller sees of the ring."""
     check_timeout(timeout_s)
     check_tag(tag)
+    rows = array_view(array, "array", writable=False)
     own = flat_view(array, "array", writable=False)
-    if out is not None:
-        _check_rows(array, out, len(view.ring_order))
+    given = None if out is None else array_view(out, "out", writable=True)
+    if given is not None:
+        _check_rows(rows, given, len(view.ring_order))
     signature = Signature(
         kind=CollectiveKind.ALL_GATHER,
         dtype=dtype_name(own.dtype),
@@ -108,13 +112,12 @@ def prepare_all_gather(
         tag=tag,
         timeout_s=timeout_s,
         own=own,
-        shape=array.shape,
-        out=out,
+        shape=rows.shape,
+        out=given,
     )
 
 
 def _check_rows(array: NDArray[Any], out: NDArray[Any], world_size: int) -> None:
-    flat_view(out, "out", writable=True)
     if out.dtype != array.dtype or out.shape[1:] != array.shape or out.ndim == 0:
         raise ValueError(
             f"out has shape {out.shape} and dtype {out.dtype}, it needs rows like the array, of "
@@ -127,7 +130,7 @@ def _check_rows(array: NDArray[Any], out: NDArray[Any], world_size: int) -> None
 
 
 def prepare_reduce_scatter(
-    array: NDArray[Any],
+    array: object,
     op: str | ReduceOp,
     *,
     tag: str | None,
@@ -150,28 +153,18 @@ def prepare_reduce_scatter(
     return ScatterCall(signature=signature, tag=tag, timeout_s=timeout_s, own=own)
 
 
-class RingCollectives:
+class RingCollectives(Member):
     """The blocking forms, for a communicator, which knows how to make a call."""
 
-    _view: View
-
-    @property
-    def peer_id(self) -> str:
-        """This peer's name in the run."""
-        raise NotImplementedError
-
-    def _run(self, call: PendingCall) -> PendingCall:
-        raise NotImplementedError
-
-    def _info(self, call: PendingCall) -> ReduceInfo:
+    def _run(self, call: PendingCall) -> None:
         raise NotImplementedError
 
     def broadcast(
         self,
-        array: NDArray[Any],
+        array: object,
         root: SupportsIndex = 0,
         *,
-        out: NDArray[Any] | None = None,
+        out: object | None = None,
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
@@ -213,17 +206,18 @@ class RingCollectives:
             on_loss=on_loss,
             timeout_s=timeout_s,
         )
-        return self._info(self._run(call))
+        self._run(call)
+        return reduce_info(call)
 
     def all_gather(
         self,
-        array: NDArray[Any],
+        array: object,
         *,
-        out: NDArray[Any] | None = None,
+        out: object | None = None,
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
-    ) -> NDArray[Any]:
+    ) -> Any:  # noqa: ANN401 - the caller's kind
         """Collect the arrays of all members, one row each; all end with the same bits.
 
         A collective: every member of the group calls it with the same dtype, element count
@@ -251,17 +245,17 @@ class RingCollectives:
         )
         self._run(call)
         assert call.value is not None
-        return call.value
+        return in_kind_of(array, call.value)
 
     def reduce_scatter(
         self,
-        array: NDArray[Any],
+        array: object,
         op: str | ReduceOp = "sum",
         *,
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
-    ) -> NDArray[Any]:
+    ) -> Any:  # noqa: ANN401 - the caller's kind
         """Reduce `array` over all members, and give each member its chunk of the result.
 
         Half of an `all_reduce`, with the same bits. A collective: every member of the group
@@ -288,4 +282,4 @@ class RingCollectives:
         call = prepare_reduce_scatter(array, op, tag=tag, on_loss=on_loss, timeout_s=timeout_s)
         self._run(call)
         assert call.value is not None
-        return call.value
+        return in_kind_of(array, call.value)

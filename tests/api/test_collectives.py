@@ -242,7 +242,7 @@ REFUSALS: dict[str, tuple[Call, type[Exception], str]] = {
     ),
     "broadcast of bools": (lambda c: c.broadcast(np.ones(4, bool)), TypeError, "bool"),
     "strided rows": (lambda c: c.all_gather(np.ones(8)[::2]), ValueError, "not C-contiguous"),
-    "a list": (lambda c: c.all_gather([1.0]), TypeError, "NumPy array"),  # type: ignore[arg-type]
+    "a list": (lambda c: c.all_gather([1.0]), TypeError, "NumPy array"),
     "too few rows": (lambda c: c.all_gather(np.ones(4), out=np.ones((1, 4))), ValueError, "1 rows"),
     "other rows": (
         lambda c: c.all_gather(np.ones(4), out=np.ones((2, 5))), ValueError, "rows like"

@@ -1,8 +1,7 @@
 """Calls of the user on their way through the I/O thread, and what they result in."""
 
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from ringhaul.core.peer.steps import View
 from ringhaul.ids import CallId
 from ringhaul.io.buffers import BufferPool
 from ringhaul.io.ring_transfer import RingTransfer
+from ringhaul.io.signals import Signal
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.records import Signature, Strategy
 
@@ -39,13 +39,15 @@ class StateLike(Protocol):
 
 @dataclass
 class PendingCall:
-    """One call, from the caller's thread to its result. The event is set exactly once."""
+    """One call, from the caller's thread to its result. `ended` is set exactly once."""
 
     id: CallId = field(default=CallId(0), init=False)
     view: View | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
     attempts: int = field(default=1, init=False)
-    ended: threading.Event = field(default_factory=threading.Event, init=False)
+    ended: Signal = field(default_factory=Signal, init=False)
+    #: Called once, before `ended` is set: whoever waits finds its memory free.
+    let_go: Callable[[], None] | None = field(default=None, init=False)
     began_at: float = field(default_factory=time.perf_counter, init=False)
     duration_s: float = field(default=0.0, init=False)
     sent_bytes: int = field(default=0, init=False)
@@ -57,6 +59,8 @@ class PendingCall:
             self.view = view
             self.error = error
             self.duration_s = time.perf_counter() - self.began_at
+            if self.let_go is not None:
+                self.let_go()
             self.ended.set()
 
 
@@ -80,6 +84,11 @@ class CollectiveCall(PendingCall):
     own: NDArray[Any] | None = None
     transfer: RingTransfer | None = None
 
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """The caller's arrays, and whether they are written."""
+        if self.own is not None:
+            yield self.own, False
+
     def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
         """Where the result of an attempt among so many is written; None: freshly allocated."""
         raise NotImplementedError
@@ -101,6 +110,12 @@ class ReduceCall(CollectiveCall):
     target: NDArray[Any] | None = None
     is_in_place: bool = True
     result: NDArray[Any] | None = None
+
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """The input is read, and written only if it is the target too."""
+        yield from super().arrays()
+        if self.target is not None:
+            yield self.target, True
 
     def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
         """`out`, or a buffer that the input is safe from."""
@@ -130,6 +145,11 @@ class BroadcastCall(ReduceCall):
 
     is_root: bool = False
 
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """In place, the root writes nothing."""
+        for array, is_written in super().arrays():
+            yield array, is_written and not (self.is_root and self.is_in_place)
+
     def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
         """The root sends from its own array."""
         return self.own if self.is_root else super().result_memory(world_size, buffers)
@@ -150,6 +170,12 @@ class GatherCall(CollectiveCall):
     shape: tuple[int, ...] = ()
     out: NDArray[Any] | None = None
     value: NDArray[Any] | None = field(default=None, init=False)
+
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """`out` is written."""
+        yield from super().arrays()
+        if self.out is not None:
+            yield self.out, True
 
     def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
         """The first rows of `out`."""

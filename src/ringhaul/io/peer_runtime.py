@@ -26,6 +26,7 @@ from ringhaul.io.dial import is_loopback, local_hosts
 from ringhaul.io.link import MessageLink
 from ringhaul.io.listener import Listener, open_listener
 from ringhaul.io.plane import DataPlane
+from ringhaul.io.signals import Signal
 from ringhaul.io.sockets import close_on_fork
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Outcome
@@ -57,8 +58,10 @@ class PeerRuntime:
         self._options = options
         self.peer_id = PeerId("")
         self.view: View | None = None
-        self.joined = threading.Event()
+        self.joined = Signal()
         self.stopped = threading.Event()
+        #: The last that the thread does.
+        self.ended = Signal()
         self.error: RinghaulError | None = None
         self._calls = CallRunner(self._step)
         self._events: deque[Event] = deque()
@@ -96,6 +99,13 @@ class PeerRuntime:
 
         if not self._post(act):
             call.end(error=self._closed_error())
+
+    def skip(self, skipped: Callable[[], steps.CallsSkipped]) -> None:
+        """Have calls count as made that never will be; before any call handed over later.
+
+        `skipped` is asked in the I/O thread, when all that were handed over before are known.
+        """
+        self._post(lambda: self._step(skipped()))
 
     def close(self, wait_s: float = limits.GOODBYE_S + 3.0) -> None:
         """Leave in an orderly way; returns when the thread has ended, or after `wait_s`."""
@@ -141,6 +151,7 @@ class PeerRuntime:
                 self._token = None
             self._calls.end_all(self.error)
             self.joined.set()
+            self.ended.set()
 
     async def _main(self) -> None:
         try:

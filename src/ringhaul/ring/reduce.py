@@ -5,6 +5,7 @@ are always combined as received-then-own, on one path per chunk, so all ranks ge
 bits. Knows nothing of segments, ranks or memory that is not handed in.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,6 @@ _SUPPORTED: dict[str, np.dtype[Any]] = {
         *map(np.dtype, ("float32", "float64")),
     )
 }
-#: `dtype.name` is slow, and asked for at every call.
-_NAMES = {dtype: name for name, dtype in _SUPPORTED.items()}
 _FLOAT32 = np.dtype(np.float32)
 
 _UFUNCS: dict[ReduceOp, np.ufunc] = {
@@ -46,9 +45,12 @@ def element_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """
     if isinstance(dtype, str) and dtype in _SUPPORTED:
         return _SUPPORTED[dtype]
-    if isinstance(dtype, np.dtype) and dtype in _NAMES:
-        return dtype
-    given = np.dtype(dtype)
+    return _known(np.dtype(dtype))[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _known(given: np.dtype[Any]) -> tuple[np.dtype[Any], str]:
+    """A supported dtype and its name, which NumPy puts together anew each time it is asked."""
     supported = _SUPPORTED.get(given.name)
     if supported is None:
         raise TypeError(f"dtype {given.name} cannot be reduced; use one of {', '.join(_SUPPORTED)}")
@@ -57,7 +59,7 @@ def element_dtype(dtype: DTypeLike) -> np.dtype[Any]:
             f"{given.name} in foreign byte order ({given.str}) cannot be reduced; convert the "
             f"array with astype({given.name!r}) first"
         )
-    return supported
+    return supported, supported.name
 
 
 def dtype_name(dtype: DTypeLike) -> str:
@@ -66,7 +68,7 @@ def dtype_name(dtype: DTypeLike) -> str:
     Raises:
         TypeError: as for `element_dtype`.
     """
-    return _NAMES[element_dtype(dtype)]
+    return _known(dtype if isinstance(dtype, np.dtype) else element_dtype(dtype))[1]
 
 
 def accumulate_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -85,10 +87,10 @@ def check_op(op: ReduceOp, dtype: DTypeLike) -> None:
     Raises:
         TypeError: the message says what to call instead.
     """
-    name = dtype_name(dtype)
-    if op is ReduceOp.AVG and element_dtype(dtype).kind in "iu":
+    own = element_dtype(dtype)
+    if op is ReduceOp.AVG and own.kind in "iu":
         raise TypeError(
-            f'op "avg" of {name} would have to round; use op "sum" and divide by world_size '
+            f'op "avg" of {own.name} would have to round; use op "sum" and divide by world_size '
             "as you like it, or cast the array to a float dtype first"
         )
 

@@ -82,7 +82,8 @@ class Signature:
     dtype: Annotated[str, name_text] = ""
     element_count: Annotated[int, uint] = 0
     codec: Annotated[str, name_text] = "raw"
-    #: Hexadecimal digest of the names, dtypes and shapes of a shared state.
+    #: Digest of the names, dtypes and shapes of a shared state; or of the sizes and dtypes of
+    #: all arrays of an `all_reduce_many`, with their number.
     layout: Annotated[str, name_text] = ""
     #: Whose array a broadcast sends: a rank may be another peer's after a loss.
     root: Annotated[PeerId | None, optional(peer_id)] = None
@@ -111,6 +112,8 @@ class Signature:
                 if self.root is not None:
                     facts.append(f"root={self.root}")
                 facts += [f"codec={self.codec!r}", f"on_loss={self.on_loss.value!r}"]
+                if self.layout:
+                    return f"all_reduce_many({self.layout}: {', '.join(facts)})"
                 return f"{self.kind.value}({', '.join(facts)})"
 
 

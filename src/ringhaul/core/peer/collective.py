@@ -10,6 +10,7 @@ from ringhaul.core.peer.model import Call, Failure, State
 from ringhaul.core.peer.steps import (
     BeginTransfer,
     CallGivenUp,
+    CallsSkipped,
     CollectiveCalled,
     Complete,
     DropTransfer,
@@ -152,12 +153,14 @@ def on_verdict(state: State, message: Verdict) -> None:
             if call is not None and call.attempt == message.generation:
                 _drop(state, call)
         case _:
+            state.effects.append(ForgetKey(message.key))
+            if call is None and message.key.ordinal < state.ordinals[message.key.tag]:
+                return  # our caller skipped it
             # after a loss the caller shall find the next generation open; if who was lost is
             # not in the ring any more, this is it
             is_repaired = not set(message.culprits) & set(message.ring_order)
             known = view if message.outcome is not Outcome.LOST or is_repaired else None
             state.failures[message.key] = Failure(verdict=message, view=known)
-            state.effects.append(ForgetKey(message.key))
             while len(state.failures) > VERDICTS_KEPT_MAX:
                 state.failures.popitem(last=False)
             if call is not None:
@@ -220,6 +223,23 @@ def on_given_up(state: State, event: CallGivenUp) -> None:
     call = state.call_by_id(event.call)
     if call is not None:
         give_up(state, call, event.outcome, event.detail)
+
+
+def on_skipped(state: State, event: CallsSkipped) -> None:
+    """The caller will not come to these calls: nobody else shall wait for it in them."""
+    for index in range(event.count):
+        key = OpKey(None, state.ordinals[None])
+        state.ordinals[None] += 1
+        state.call_count += 1
+        is_closed = state.failures.pop(key, None) is not None
+        if index < event.begun_max and not is_closed:
+            message = GiveUp(
+                generation=state.generation,
+                key=key,
+                outcome=Outcome.FAILED,
+                detail=event.detail[:1000],
+            )
+            state.send(message)
 
 
 def timers(state: State) -> Iterator[tuple[float, Callable[[State], None]]]:
