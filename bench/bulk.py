@@ -18,6 +18,8 @@ from typing import Any
 #: `spawn(host, words, **popen_options)`.
 Spawn = Callable[..., "subprocess.Popen[str]"]
 BLOCK = bytes(1 << 20)
+#: To reach the iperf3 server that was just started.
+ATTEMPTS_MAX = 50
 
 
 def measure(
@@ -25,17 +27,7 @@ def measure(
 ) -> tuple[str, float]:
     """From host 0 to host 1, which has that address; the first `omit_s` do not count."""
     if shutil.which("iperf3"):
-        server = spawn(1, ["iperf3", "-s", "-1", "--forceflush"], stdout=subprocess.PIPE, text=True)
-        assert server.stdout is not None
-        server.stdout.readline()  # a line of dashes, when it listens
-        words = ["iperf3", "-c", address, "-P", str(streams), "-J", "--get-server-output"]
-        words += ["-t", str(seconds), "-O", str(omit_s)]
-        client = spawn(0, words, stdout=subprocess.PIPE, text=True)
-        report = json.loads(client.communicate()[0])
-        server.kill()
-        if "error" in report:
-            raise SystemExit(f"iperf3: {report['error']}")
-        return "iperf3", received_bits(report)
+        return "iperf3", iperf3(spawn, address, streams, seconds, omit_s)
     words = [sys.executable, str(Path(__file__))]
     options = {"stdout": subprocess.PIPE, "text": True}
     numbers = [str(streams), str(seconds), str(omit_s)]
@@ -44,6 +36,23 @@ def measure(
     port = server.stdout.readline().strip()
     spawn(0, [*words, "send", *numbers, address, port], **options)
     return "Python TCP", float(server.communicate()[0])
+
+
+def iperf3(spawn: Spawn, address: str, streams: int, seconds: float, omit_s: float) -> float:
+    """Bits per second, by iperf3."""
+    server = spawn(1, ["iperf3", "-s", "-1", "-J"], stdout=subprocess.DEVNULL)
+    words = ["iperf3", "-c", address, "-P", str(streams), "-J", "--get-server-output"]
+    words += ["-t", str(seconds), "-O", str(omit_s)]
+    for _ in range(ATTEMPTS_MAX):
+        report = json.loads(spawn(0, words, stdout=subprocess.PIPE).communicate()[0])
+        if "unable to connect" not in report.get("error", ""):
+            break
+        time.sleep(0.1)  # the server does not say when it listens
+    server.kill()
+    server.wait()
+    if "error" in report:
+        raise SystemExit(f"iperf3: {report['error']}")
+    return received_bits(report)
 
 
 def received_bits(report: dict[str, Any]) -> float:
