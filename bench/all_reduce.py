@@ -1,238 +1,271 @@
-"""All-reduce on loopback: ringhaul against gloo and a bare exchange of the same bytes.
+"""All-reduce on loopback: ringhaul, gloo, Open MPI, and a bare exchange of the same bytes.
 
-Starts `--peers` processes; each runs every implementation in turn, in one run, so that the
-ratios mean something on a noisy machine. Results are checked. GB = 1e9 bytes; busbw is
-algbw x 2(n-1)/n. `python bench/all_reduce.py --peers 2 --mib 1,64 --json`
+    python bench/all_reduce.py
+    python bench/all_reduce.py --peers 2 --mib 1,64 --only ringhaul,gloo --json
+
+All are started once per number of peers and then called in turn, several passes over, so that
+what disturbs the machine disturbs them alike; ratios are of passes, not of all. Results are
+checked. GB = 1e9 bytes; algbw is array bytes per second; busbw is algbw x 2(n-1)/n; CPU seconds
+are of all ranks together, per GB of array. What is not installed is skipped with a word:
+gloo needs torch, Open MPI needs mpi4py and mpirun.
 """
 
 import argparse
+import contextlib
+import importlib.util
 import json
-import os
-import platform
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from common import (
+    GB,
+    MIB,
+    address_from,
+    coordinator_words,
+    end_orderly_at_sigterm,
+    free_port,
+    origin,
+    print_table,
+    say,
+)
 
-MIB = 1 << 20
-
-
-def median_of(rounds: int, act: Any, before: Any, check: Any) -> list[float]:
-    """Times of `rounds` calls, each checked; two more to warm up."""
-    times = []
-    for index in range(rounds + 2):
-        before()
-        started = time.perf_counter()
-        act()
-        elapsed = time.perf_counter() - started
-        check()
-        if index >= 2:
-            times.append(elapsed)
-    return times
-
-
-def bench_ringhaul(args: argparse.Namespace, sizes: list[int], *, out: bool) -> dict[int, Any]:
-    """In place, or with `out=`."""
-    import ringhaul
-
-    found: dict[int, Any] = {}
-    with ringhaul.connect(
-        args.coordinator, min_world_size=args.peers, streams=args.streams
-    ) as comm:
-        for size in sizes:
-            own = np.full(size // 4, comm.rank + 1, np.float32)
-            array = own.copy()
-            target = np.empty_like(own) if out else None
-            wanted = np.float32(sum(range(1, args.peers + 1)))
-
-            def act(array: Any = array, target: Any = target) -> None:
-                comm.all_reduce(array, out=target)
-
-            def before(array: Any = array, own: Any = own) -> None:
-                np.copyto(array, own)
-                comm.barrier()
-
-            def check(array: Any = array, target: Any = target, wanted: Any = wanted) -> None:
-                assert (array if target is None else target).min() == wanted
-                assert (array if target is None else target).max() == wanted
-
-            found[size] = median_of(args.rounds, act, before, check)
-    return found
+#: (what is reported, whose ranks do it), in the order of their turns.
+TURNS = (
+    ("ringhaul out=", "ringhaul"),
+    ("gloo", "gloo"),
+    ("ringhaul in place", "ringhaul"),
+    ("Open MPI", "mpi"),
+    ("exchange", "exchange"),
+    ("ringhaul 8 at once", "ringhaul"),
+)
+#: Several at once are compared with one of their sum; on small arrays that says nothing.
+AT_ONCE = "ringhaul 8 at once"
+AT_ONCE_BYTES_MIN = 16 * MIB
+OURS = ("ringhaul out=", "ringhaul in place")
+#: A visit calls as often as moves so many bytes, between these bounds.
+VISIT_BYTES, VISIT_CALLS_MIN, VISIT_CALLS_MAX = 160 * MIB, 2, 20
+START_S = 120.0
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
+MPIRUN += ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"]
 
 
-def bench_gloo(args: argparse.Namespace, sizes: list[int]) -> dict[int, Any]:
-    """PyTorch's gloo over the loopback interface."""
-    import torch
-    import torch.distributed as dist
+class Ranks:
+    """The ranks of one implementation."""
 
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{args.gloo_port}",
-        rank=args.index,
-        world_size=args.peers,
-    )
-    found: dict[int, Any] = {}
-    for size in sizes:
-        own = torch.full((size // 4,), float(args.index + 1))
-        array = own.clone()
-        wanted = float(sum(range(1, args.peers + 1)))
+    def __init__(self, kind: str, args: argparse.Namespace, peers: int, place: str) -> None:
+        self.children: list[subprocess.Popen[bytes]] = []
+        self._lines: list[Any] = []
+        self.skipped: str | None = None
+        if kind == "mpi":
+            if shutil.which("mpirun") is None:
+                self.skipped = "mpirun is not installed"
+            elif importlib.util.find_spec("mpi4py") is None:
+                self.skipped = "mpi4py is not installed"
+            if self.skipped is not None:
+                return
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(START_S)
+        port = listener.getsockname()[1]
+        script = str(Path(__file__).with_name("reduce_worker.py"))
 
-        def act(array: Any = array) -> None:
-            dist.all_reduce(array)
+        def words(rank: int) -> list[str]:
+            rest = [str(port), str(rank), str(peers), place]
+            rest += [str(args.streams)] if args.streams else []
+            return [sys.executable, script, kind, *rest]
 
-        def before(array: Any = array, own: Any = own) -> None:
-            array.copy_(own)
-            dist.barrier()
+        if kind == "mpi":
+            self.children = [subprocess.Popen([*MPIRUN, "-np", str(peers), *words(0)])]
+        else:
+            self.children = [subprocess.Popen(words(rank)) for rank in range(peers)]
+        with listener:
+            for _ in range(peers):
+                self._lines.append(listener.accept()[0].makefile("rw", encoding="utf-8"))
+        for hello in self._answers():
+            self.skipped = hello.get("skipped", self.skipped)
 
-        def check(array: Any = array, wanted: Any = wanted) -> None:
-            assert array.min() == wanted
-            assert array.max() == wanted
+    def measure(self, **order: Any) -> dict[str, Any]:
+        """Times per call of the slowest rank, CPU of all; or why not."""
+        for lines in self._lines:
+            lines.write(json.dumps(order) + "\n")
+            lines.flush()
+        answers = self._answers()
+        if "skipped" in answers[0]:
+            return {"skipped": answers[0]["skipped"]}
+        seconds = zip(*(answer["seconds"] for answer in answers), strict=True)
+        cpu = zip(*(answer["cpu_s"] for answer in answers), strict=True)
+        return {"seconds": [max(s) for s in seconds], "cpu_s": [sum(s) for s in cpu]}
 
-        found[size] = median_of(args.rounds, act, before, check)
-    dist.destroy_process_group()
-    return found
+    def _answers(self) -> list[dict[str, Any]]:
+        texts = [lines.readline() for lines in self._lines]
+        if not all(texts):
+            sys.exit("a rank failed, see above")
+        return [json.loads(text) for text in texts]
 
-
-def bench_exchange(args: argparse.Namespace, sizes: list[int]) -> dict[int, Any]:
-    """The limit: the bytes that a ring moves, sent and received by bare blocking sockets."""
-    ports = [int(port) for port in args.exchange_ports.split(",")]
-    listener = socket.create_server(("127.0.0.1", ports[args.index]))
-    while True:
-        try:
-            after = socket.create_connection(("127.0.0.1", ports[(args.index + 1) % args.peers]))
-            break
-        except ConnectionRefusedError:
-            time.sleep(0.01)
-    previous, _ = listener.accept()
-    found: dict[int, Any] = {}
-    for size in sizes:
-        wire = memoryview(bytearray(2 * (args.peers - 1) * size // args.peers))
-        target = memoryview(bytearray(min(len(wire), MIB)))
-
-        def act(wire: Any = wire, target: Any = target) -> None:
-            sender = threading.Thread(target=after.sendall, args=(wire,))
-            sender.start()
-            left = len(wire)
-            while left:
-                left -= previous.recv_into(target[: min(left, len(target))])
-            sender.join()
-
-        found[size] = median_of(args.rounds, act, lambda: None, lambda: None)
-    return found
+    def close(self) -> None:
+        """Let the ranks leave."""
+        for lines in self._lines:
+            lines.close()
+        for child in self.children:
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                child.kill()
 
 
-def run_peer(args: argparse.Namespace) -> None:
-    """One process: everything in turn; prints its times."""
-    sizes = [int(float(mib) * MIB) for mib in args.mib.split(",")]
-    found: dict[str, Any] = {
-        "ringhaul out=": bench_ringhaul(args, sizes, out=True),
+@contextlib.contextmanager
+def started(args: argparse.Namespace, peers: int) -> Iterator[dict[str, Ranks]]:
+    """Every implementation that is here, its ranks connected and idle."""
+    ranks: dict[str, Ranks] = {}
+    with contextlib.ExitStack() as stack:
+        coordinator = subprocess.Popen(
+            coordinator_words(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        stack.callback(coordinator.wait)
+        stack.callback(coordinator.terminate)
+        places = {
+            "ringhaul": address_from(coordinator),
+            "gloo": f"127.0.0.1:{free_port()}",
+            "mpi": "-",
+            "exchange": ",".join(str(free_port()) for _ in range(peers)),
+        }
+        for kind in args.only:
+            made = Ranks(kind, args, peers, places[kind])
+            stack.callback(made.close)
+            if made.skipped is None:
+                ranks[kind] = made
+            else:
+                say(f"{kind}: skipped, {made.skipped}")
+        yield ranks
+
+
+def measure(args: argparse.Namespace, peers: int) -> list[dict[str, Any]]:
+    """All implementations in turn, pass after pass; a row for each and each size."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    refused: set[str] = set()
+    with started(args, peers) as ranks:
+        for number in range(args.passes):
+            say(f"{peers} peers, pass {number + 1} of {args.passes}")
+            for bytes_count in args.mib:
+                for what, kind in TURNS:
+                    if kind not in ranks or what in refused:
+                        continue
+                    if what == AT_ONCE and bytes_count < AT_ONCE_BYTES_MIN:
+                        continue
+                    calls = args.calls or calls_per_visit(bytes_count)
+                    visit = ranks[kind].measure(mode=what, bytes_count=bytes_count, calls=calls)
+                    if "skipped" in visit:
+                        say(f"{what}: skipped, {visit['skipped']}")
+                        refused.add(what)
+                    else:
+                        found.setdefault((what, bytes_count), []).append(visit)
+    order = [what for what, _ in TURNS]
+    keys = sorted(found, key=lambda key: (key[1], order.index(key[0])))
+    return [row_of(found, what, bytes_count, peers) for what, bytes_count in keys]
+
+
+def calls_per_visit(bytes_count: int) -> int:
+    """Few of the large, many of the small."""
+    return max(VISIT_CALLS_MIN, min(VISIT_CALLS_MAX, VISIT_BYTES // bytes_count))
+
+
+def row_of(found: dict[Any, Any], what: str, bytes_count: int, peers: int) -> dict[str, Any]:
+    """What is reported of one implementation and one size."""
+    visits = found[what, bytes_count]
+    seconds = [second for visit in visits for second in visit["seconds"]]
+    cpu_s = [second for visit in visits for second in visit["cpu_s"]]
+    algbw = bytes_count / statistics.median(seconds) / GB
+    return {
+        "what": what,
+        "peers": peers,
+        "bytes": bytes_count,
+        "calls": len(seconds),
+        "median_s": statistics.median(seconds),
+        "worst_s": max(seconds),
+        "algbw_GB_s": algbw,
+        "busbw_GB_s": algbw * 2 * (peers - 1) / peers,
+        "cpu_s_per_GB": statistics.fmean(cpu_s) / (bytes_count / GB),
+        "times_as_fast": {
+            ours: ratio(found[ours, bytes_count], visits)
+            for ours in OURS
+            if (ours, bytes_count) in found and ours != what
+        },
     }
-    found["exchange"] = bench_exchange(args, sizes)
-    try:
-        found["gloo"] = bench_gloo(args, sizes)
-    except ImportError:
-        found["gloo"] = None
-    args.coordinator = args.second_coordinator
-    found["ringhaul in place"] = bench_ringhaul(args, sizes, out=False)
-    print(json.dumps(found))
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-def start_coordinator() -> tuple[subprocess.Popen[str], str]:
-    """A coordinator process and its address."""
-    words = ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json"]
-    child = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
+    """How many times as fast we are: the median over the passes."""
+    return statistics.median(
+        statistics.median(b["seconds"]) / statistics.median(a["seconds"])
+        for a, b in zip(ours, theirs, strict=True)
     )
-    assert child.stdout is not None
-    return child, json.loads(child.stdout.readline())["address"]
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """The table for people."""
+    head = ["what", "peers", "MiB", "median ms", "worst ms", "algbw GB/s", "busbw GB/s"]
+    head += ["CPU s/GB", "out= is x", "in place is x"]
+    table = [
+        [
+            row["what"],
+            str(row["peers"]),
+            f"{row['bytes'] / MIB:g}",
+            f"{row['median_s'] * 1e3:.2f}",
+            f"{row['worst_s'] * 1e3:.2f}",
+            f"{row['algbw_GB_s']:.3f}",
+            f"{row['busbw_GB_s']:.3f}",
+            f"{row['cpu_s_per_GB']:.2f}",
+            *(f"{row['times_as_fast'][o]:.2f}" if o in row["times_as_fast"] else "" for o in OURS),
+        ]
+        for row in rows
+    ]
+    print_table(head, table)
+    print("out= is x, in place is x: how many times as fast ringhaul is, in the same pass")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    kinds = ["ringhaul", "gloo", "mpi", "exchange"]
+    add("--peers", default="2,3,4", help="numbers of processes (default: 2,3,4)")
+    add("--mib", default="0.0625,1,16,64,256", help="array sizes")
+    add("--passes", type=int, default=5, help="each gets so many turns (default: 5)")
+    add("--calls", type=int, help="per turn (default: 2 of the large, 20 of the small)")
+    add("--streams", type=int, help="of ringhaul")
+    add("--only", default=",".join(kinds), help="as ringhaul,gloo,mpi,exchange")
+    add("--quick", action="store_true", help="a smoke test of some seconds")
+    add("--json", action="store_true")
+    args = parser.parse_args()
+    if args.quick:
+        args.peers, args.mib, args.passes, args.calls = "2", "0.0625,4,16", 1, 3
+        args.only = "ringhaul,exchange"
+    args.peers = [int(word) for word in args.peers.split(",")]
+    args.mib = [int(float(word) * MIB) // 4 * 4 for word in args.mib.split(",")]
+    args.only = args.only.split(",")
+    if unknown := set(args.only) - set(kinds):
+        parser.error(f"--only: {sorted(unknown)} is none of {kinds}")
+    return args
 
 
 def main() -> None:
     """Start the peers, gather, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peers", type=int, default=2)
-    parser.add_argument("--mib", default="0.0625,1,16,64")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--streams", type=int)
-    parser.add_argument("--quick", action="store_true", help="a smoke test of some seconds")
-    parser.add_argument("--json", action="store_true")
-    for hidden in ("--coordinator", "--second-coordinator", "--exchange-ports"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--gloo-port", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.index is not None:
-        run_peer(args)
-        return
-    if args.quick:
-        args.mib, args.rounds = "0.0625,4", 3
-    coordinators = [start_coordinator(), start_coordinator()]
-    words = [sys.executable, __file__, "--peers", str(args.peers), "--mib", args.mib]
-    words += ["--rounds", str(args.rounds), "--gloo-port", str(free_port())]
-    words += ["--coordinator", coordinators[0][1], "--second-coordinator", coordinators[1][1]]
-    words += ["--exchange-ports", ",".join(str(free_port()) for _ in range(args.peers))]
-    words += ["--streams", str(args.streams)] if args.streams else []
-    try:
-        children = [
-            subprocess.Popen([*words, "--index", str(i)], stdout=subprocess.PIPE, text=True)
-            for i in range(args.peers)
-        ]
-        outputs = [child.communicate()[0] for child in children]
-        if any(child.returncode for child in children):
-            sys.exit("a peer failed, see above")
-    finally:
-        for child, _ in coordinators:
-            child.terminate()
-            child.wait()
-    report(args, [json.loads(text) for text in outputs])
-
-
-def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Slowest peer per call; median and worst over the calls."""
-    rows = []
-    for name in ("ringhaul out=", "ringhaul in place", "gloo", "exchange"):
-        if results[0][name] is None:
-            print(f"{name}: not installed, skipped", file=sys.stderr)
-            continue
-        for size, times in results[0][name].items():
-            slowest = [max(each) for each in zip(*(r[name][size] for r in results), strict=True)]
-            median_s, bytes_ = statistics.median(slowest), int(size)
-            busbw = bytes_ / median_s * 2 * (args.peers - 1) / args.peers / 1e9
-            rows.append(
-                {
-                    "what": name,
-                    "peers": args.peers,
-                    "bytes": bytes_,
-                    "median_s": median_s,
-                    "worst_s": max(slowest),
-                    "algbw_GB_s": bytes_ / median_s / 1e9,
-                    "busbw_GB_s": busbw,
-                    "calls": len(times),
-                    "wrong": 0,
-                }
-            )
+    args = parse()
+    end_orderly_at_sigterm()
+    found = origin()
+    rows = [row for peers in args.peers for row in measure(args, peers)]
     if args.json:
-        print(json.dumps({"machine": platform.processor(), "cores": os.cpu_count(), "rows": rows}))
+        print(json.dumps(found | {"rows": rows}))
         return
-    print(f"{'what':18} {'MiB':>8} {'median ms':>10} {'worst ms':>10} {'algbw':>6} {'busbw':>6}")
-    for row in sorted(rows, key=lambda row: row["bytes"]):
-        print(
-            f"{row['what']:18} {row['bytes'] / MIB:8.3f} {row['median_s'] * 1e3:10.2f} "
-            f"{row['worst_s'] * 1e3:10.2f} {row['algbw_GB_s']:6.2f} {row['busbw_GB_s']:6.2f}"
-        )
+    report(rows)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -135,10 +135,10 @@ class Process:
 
 
 class CoordinatorProcess(Process):
-    """A coordinator on a free port of the loopback interface."""
+    """A coordinator on a free port, of the loopback interface unless `host` says otherwise."""
 
-    def __init__(self) -> None:
-        super().__init__("-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json")
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__("-m", "ringhaul", "coordinator", "--listen", f"{host}:0", "--json")
         self.address: str = self.expect("listening")["address"]
 
 
