@@ -5,20 +5,16 @@ made it ready. The receiver acknowledges whole segments, so that what a reset or
 carried is sent again on another. Decides nothing about rings or verdicts.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable
 from typing import Protocol
 
 from ringhaul import limits
 from ringhaul.ids import Generation, PeerId
+from ringhaul.io.lanes import Lanes
 from ringhaul.io.outgoing_stream import Carried, OutgoingStream
 from ringhaul.io.reactor import READ, Reactor
 from ringhaul.io.sockets import DataSocket
-from ringhaul.io.transfer import Segment, Transfer, TransferKey
+from ringhaul.io.transfer import Segment, Transfer
 from ringhaul.wire.segment_header import SegmentHeader
-
-#: Grants kept for operations not begun here; the oldest are of operations long done.
-_GRANTS_MAX = 2 * limits.OPEN_OPERATIONS_MAX
 
 
 class Owner(Protocol):
@@ -45,13 +41,7 @@ class OutgoingLink:
         self.streams: list[OutgoingStream] = []
         self.reactor = reactor
         self._owner = owner
-        #: May be sent now; operations take turns.
-        self._ready: OrderedDict[TransferKey, deque[Segment]] = OrderedDict()
-        #: Over the eager limit: waits for the receiver's grant.
-        self._held: OrderedDict[TransferKey, deque[Segment]] = OrderedDict()
-        self._granted: OrderedDict[tuple[int, TransferKey], None] = OrderedDict()
-        self._eager: dict[TransferKey, int] = {}
-        self._eager_bytes = 0
+        self._lanes = Lanes()
         self._first = 0
         self._progress = (0.0, -1)
 
@@ -65,41 +55,24 @@ class OutgoingLink:
     def use(self, generation: Generation) -> None:
         """A generation is open: forget what older ones had under way."""
         self.generation = generation
-        self._ready.clear()
-        self._held.clear()
-        self._eager.clear()
-        self._eager_bytes = 0
-        for grant in [g for g in self._granted if g[0] < generation]:
-            del self._granted[grant]
+        self._lanes.use(generation)
 
-    def enqueue(self, segments: Iterable[Segment]) -> None:
-        """Have segments of one transfer sent by the next free streams, at once if one is."""
-        for segment in segments:
-            self._admit(segment)
-            if self._ready:
-                self.pump()
+    def begin(self, transfer: Transfer) -> None:
+        """Send what a transfer sends unasked, as streams are free for it."""
+        self._lanes.add_source(transfer.key, transfer.first_segments())
+        self.pump()
 
-    def _admit(self, segment: Segment) -> None:
-        """Queue a segment as ready, or as held if nobody has asked for so much."""
-        key = segment.transfer.key
-        if (self.generation, key) not in self._granted:
-            size = len(segment.view)
-            if key in self._held or self._eager_bytes + size > limits.EAGER_BYTES_MAX:
-                self._held.setdefault(key, deque()).append(segment)
-                return
-            self._eager[key] = self._eager.get(key, 0) + size
-            self._eager_bytes += size
-        queue = self._ready.get(key)
-        if queue is None:
-            queue = self._ready[key] = deque()
-        queue.append(segment)
+    def enqueue(self, segment: Segment) -> None:
+        """Have a segment sent by the next free stream, at once if one is."""
+        self._lanes.add(segment)
+        self.pump()
 
     def pump(self) -> None:
         """Give every free stream something to do; they take turns in being first."""
         streams = self.streams
         count = len(streams)
         for _ in range(count):
-            if not self._ready:
+            if not self._lanes:
                 return
             self._first = (self._first + 1) % count
             stream = streams[self._first]
@@ -110,40 +83,17 @@ class OutgoingLink:
                     return
 
     def take(self) -> Segment | None:
-        """The next segment that may be sent; operations take turns."""
-        if not self._ready:
-            return None
-        key, queue = next(iter(self._ready.items()))
-        segment = queue.popleft()
-        if not queue:
-            del self._ready[key]
-        elif len(self._ready) > 1:
-            self._ready.move_to_end(key)
-        return segment
+        """The next segment that may be sent."""
+        return self._lanes.take()
 
     def on_grant(self, header: SegmentHeader) -> None:
         """The receiver has posted an operation."""
-        if header.generation < self.generation:
-            return
-        key = (header.tag_hash, header.ordinal)
-        self._granted[header.generation, key] = None
-        while len(self._granted) > _GRANTS_MAX:
-            self._granted.popitem(last=False)
-        if header.generation != self.generation:
-            return
-        self._eager_bytes -= self._eager.pop(key, 0)
-        held, self._held = self._held, OrderedDict()
-        for queue in held.values():  # there may be room for others now
-            for segment in queue:
-                self._admit(segment)
+        self._lanes.on_grant(header.generation, (header.tag_hash, header.ordinal))
         self.pump()
 
     def release(self, transfer: Transfer) -> None:
         """Let go of a transfer's memory; what a stream is in the middle of is copied."""
-        self._ready.pop(transfer.key, None)
-        self._held.pop(transfer.key, None)
-        self._granted.pop((transfer.generation, transfer.key), None)
-        self._eager_bytes -= self._eager.pop(transfer.key, 0)
+        self._lanes.release(transfer.generation, transfer.key)
         for stream in self.streams:
             stream.release(transfer)
 
@@ -160,7 +110,7 @@ class OutgoingLink:
         if all(other.is_slow for other in self.streams):
             for other in self.streams:
                 other.is_slow = False
-        for carried in reversed(stream.unacknowledged):
+        for carried in stream.unacknowledged:
             self._send_again(carried)
         self._owner.on_stream_lost(self, reason)
         self.pump()
@@ -180,7 +130,7 @@ class OutgoingLink:
             return
         carried.is_sent_again = True
         segment.transfer.sent_bytes += len(segment.view)
-        self._ready.setdefault(segment.transfer.key, deque()).appendleft(segment)
+        self._lanes.add_again(segment)
 
     def sweep(self, now: float) -> bool:
         """Look for streams and links that stall; tell whether anything is under way."""
@@ -218,7 +168,7 @@ class OutgoingLink:
         if not late:
             return
         stream.is_slow = True
-        for carried in reversed(late):
+        for carried in late:
             self._send_again(carried)
         if now - max(stream.delivered_at, late[0].sent_at) > limits.LINK_STALLED_S:
             self.on_stream_ended(stream, "stalled")

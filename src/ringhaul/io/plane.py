@@ -87,12 +87,11 @@ class DataPlane:
         early = self._early.pop(transfer.key, ())
         if self.neighbours.incoming is not None:
             self.neighbours.incoming.grant(transfer)
-        first = transfer.first_segments()  # a world of one is done by asking
         if self.neighbours.outgoing is not None:
-            self.neighbours.outgoing.enqueue(first)
+            self.neighbours.outgoing.begin(transfer)
         else:
-            for _ in first:
-                pass
+            for _ in transfer.first_segments():
+                pass  # a world of one is done by asking
         for header, payload in early:
             self.early_bytes -= len(payload)
             if transfer.expects(header):
@@ -127,7 +126,7 @@ class DataPlane:
     def _take(self, transfer: Transfer, header: SegmentHeader, payload: memoryview | None) -> None:
         segment = transfer.accept(header, payload)
         if segment is not None and self.neighbours.outgoing is not None:
-            self.neighbours.outgoing.enqueue((segment,))
+            self.neighbours.outgoing.enqueue(segment)
 
     # -- what streams ask ---------------------------------------------------------------------
 
