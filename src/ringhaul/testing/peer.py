@@ -1,4 +1,4 @@
-"""A peer process for tests: connects, loops over all-reduces, checks every result.
+"""A peer process for tests: connects, loops over a collective, checks every result.
 
 `python -m ringhaul.testing.peer ADDRESS INDEX [options]` prints one JSON line per event.
 """
@@ -13,16 +13,60 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ringhaul.communicator import Communicator, connect
 from ringhaul.errors import RinghaulError
 from ringhaul.testing.processes import check_sum, contribution
+
+Array = NDArray[np.float32]
 
 
 def say(event: str, **facts: Any) -> None:  # noqa: ANN401 - whatever JSON takes
     """Print one event."""
     sys.stdout.write(json.dumps({"event": event, "at": time.monotonic(), **facts}) + "\n")
     sys.stdout.flush()
+
+
+def sources_of(values: Array, pattern: Array) -> list[str]:
+    """Whose contributions these values are the exact sum of; empty if they are none."""
+    weight = int(values[0] / pattern[0]) if values.size else 0
+    names = [f"w{index}" for index in range(weight.bit_length()) if weight >> index & 1]
+    return names if names and check_sum(values, names, pattern) else []
+
+
+def call(
+    comm: Communicator,
+    options: argparse.Namespace,
+    array: Array,
+    out: Array | None,
+    pattern: Array,
+) -> dict[str, Any]:
+    """Make one call and check what it gave; tell who contributed."""
+    how: dict[str, Any] = {"on_loss": options.on_loss, "timeout_s": options.timeout_s}
+    own = f"w{options.index}"
+    if options.collective == "all_gather":
+        rows = comm.all_gather(array, **how)
+        sources = [name for row in rows for name in sources_of(row, pattern)]
+        is_whole = len(sources) == len(set(sources)) == len(rows) == comm.world_size
+        return {"right": is_whole and sources[comm.rank] == own, "contributors": sources}
+    if options.collective == "reduce_scatter":
+        values = comm.reduce_scatter(array, **how)
+        part = np.array_split(pattern, comm.world_size)[comm.rank]
+        sources = sources_of(values, part) if values.size == part.size else []
+        is_whole = len(sources) == comm.world_size
+        return {"right": is_whole and own in sources, "contributors": sources}
+    if options.collective == "broadcast":
+        info = comm.broadcast(array, out=out, **how)
+        sources = sources_of(array if out is None else out, pattern)
+        names = [peer.split("-")[0] for peer in info.contributors]
+        right = len(sources) == 1 and sources[0] in names
+        facts: dict[str, Any] = {"right": right, "source": sources}
+    else:
+        info = comm.all_reduce(array, out=out, **how)
+        result = array if out is None else out
+        facts = {"right": check_sum(result, info.contributors, pattern)}
+    return {**facts, "contributors": info.contributors, "attempts": info.attempts}
 
 
 def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
@@ -41,9 +85,7 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
             if round_index == options.die_in_round:
                 threading.Timer(usual_s / 2, die).start()
             started = time.monotonic()
-            info = comm.all_reduce(
-                array, out=out, on_loss=options.on_loss, timeout_s=options.timeout_s
-            )
+            done = call(comm, options, array, out, pattern)
         except RinghaulError as error:
             say(
                 "error",
@@ -58,13 +100,10 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
                 return
             continue
         usual_s = time.monotonic() - started
-        result = array if out is None else out
         say(
             "round",
             round=round_index,
-            right=check_sum(result, info.contributors, pattern),
-            contributors=info.contributors,
-            attempts=info.attempts,
+            **done,
             seconds=usual_s,
             generation=comm.generation,
             world_size=comm.world_size,
@@ -82,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("index", type=int)
+    parser.add_argument("--collective", default="all_reduce")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=1_000_000)
     parser.add_argument("--min-world-size", type=int, default=1)
@@ -89,7 +129,7 @@ def main() -> None:
     parser.add_argument("--out", action="store_true")
     parser.add_argument("--on-loss", default="retry")
     parser.add_argument("--timeout-s", type=float)
-    parser.add_argument("--die-in-round", type=int, help="in the middle of this all-reduce")
+    parser.add_argument("--die-in-round", type=int, help="in the middle of this call")
     parser.add_argument("--stop-on-error", action="store_true")
     options = parser.parse_args()
     name = f"w{options.index}"
