@@ -82,6 +82,8 @@ class ReduceCall(PendingCall):
     own: NDArray[Any] | None = None
     target: NDArray[Any] | None = None
     is_in_place: bool = True
+    #: Its place in an `all_reduce_many`.
+    batch_index: int | None = None
     result: NDArray[Any] | None = None
     transfer: RingTransfer | None = None
 
