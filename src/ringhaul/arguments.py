@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul import limits
-from ringhaul.ids import OnLoss, ReduceOp
+from ringhaul.ids import BATCH_TAG, OnLoss, ReduceOp
 from ringhaul.io.address import parse_address
 
 #: Operations of one `all_reduce_many` in flight: after an error so many keys are given up.
@@ -67,6 +67,8 @@ def check_tag(tag: str | None) -> None:
         raise TypeError(f"tag is a string, not a {type(tag).__name__}")
     if len(tag) > limits.TAG_LENGTH_MAX or not tag.isprintable():
         raise ValueError(f"tag has at most {limits.TAG_LENGTH_MAX} characters, all printable")
+    if tag.startswith(BATCH_TAG):
+        raise ValueError(f"tags that begin with {BATCH_TAG!r} are the library's own")
 
 
 def check_out(array: NDArray[Any], out: NDArray[Any]) -> None:

@@ -17,6 +17,10 @@ LinkId = NewType("LinkId", int)
 CallId = NewType("CallId", int)
 
 
+#: Begins the tags of a batch's operations; the batch's own ordinal follows.
+BATCH_TAG = "all_reduce_many#"
+
+
 class OpKey(NamedTuple):
     """Names one collective on all members of a group, from one admission to the next.
 

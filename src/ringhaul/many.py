@@ -3,11 +3,10 @@
 Decides which arrays travel together, when an operation is posted, and what is left to do
 after an error. Waits for nothing: it says what to wait for, and a thread or a task does.
 
-All members have to number the same operations alike, also when one of them has posted more
-than another before both hear of an error. So what travels together follows from the
-arguments alone, operations are posted in one order, and after an error each member skips
-what it has not posted: skipped operations count as made, and those that another member may
-have posted fail for all.
+All members have to make the same operations, also when one of them has posted more than
+another before both hear of an error. So what travels together follows from the arguments
+alone, operations are posted in one order, and after an error each member gives up those it
+has not posted but others may have.
 """
 
 import copy
@@ -28,9 +27,9 @@ from ringhaul.arguments import (
     parse_on_loss,
     parse_op,
 )
-from ringhaul.arrays import flat_view, overlap
-from ringhaul.core.peer.steps import CallsSkipped, View
-from ringhaul.errors import RinghaulError
+from ringhaul.arrays import flat_views, overlap
+from ringhaul.core.peer.steps import BatchFailed, View
+from ringhaul.errors import MismatchError, RinghaulError
 from ringhaul.ids import ReduceOp
 from ringhaul.io.calls import ReduceCall
 from ringhaul.io.peer_runtime import PeerRuntime
@@ -41,7 +40,7 @@ from ringhaul.ring.reduce import check_op, dtype_name
 from ringhaul.wire.records import CollectiveKind, Signature
 
 #: Arrays below this are packed: an operation costs as much as moving so many bytes.
-PACKED_BYTES_MAX = 1 << 20
+PACKED_BYTES_MAX = 2 << 20
 #: What is packed together, at most: several of them in flight overlap each other.
 PARCEL_BYTES_MAX = 4 << 20
 #: A parcel that is posted at the deadline fails for all members by its own timeout.
@@ -53,15 +52,18 @@ Array = NDArray[Any]
 class ParcelBuffers:
     """Memory that arrays are packed into: kept, as fresh memory costs more than the packing."""
 
-    _KEPT_MAX = 4
+    _KEPT_MAX = 8
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
 
     def lend(self, element_count: int, dtype: np.dtype[Any]) -> Array:
         """An uninitialized array of one dimension."""
-        buffer = self._free.pop() if self._free else np.empty(PARCEL_BYTES_MAX, np.uint8)
-        return buffer[: element_count * dtype.itemsize].view(dtype)
+        wanted = element_count * dtype.itemsize
+        buffer = self._free.pop() if self._free else None
+        if buffer is None or buffer.nbytes < wanted:
+            buffer = np.empty(PARCEL_BYTES_MAX, np.uint8)
+        return buffer[:wanted].view(dtype)
 
     def take_back(self, array: Array | None) -> None:
         """Nobody uses it any more."""
@@ -77,35 +79,33 @@ class Parcel:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
-        self.call: ReduceCall | None = None
+        #: Of the caller's list.
         self.places: list[int] = []
         self.element_count = 0
-
-    def add(self, place: int, element_count: int) -> None:
-        """One more array, the `place`-th of the caller's."""
-        self.places.append(place)
-        self.element_count += element_count
+        self.call: ReduceCall | None = None
 
 
 def plan_parcels(views: Sequence[Array], *, packs: bool) -> list[Parcel]:
     """Cut the caller's list into operations; follows from dtypes and sizes alone."""
     planned: list[Parcel] = []
     filling: dict[np.dtype[Any], Parcel] = {}
+    parcel: Parcel | None = None  # the one that was filled last
     for place, view in enumerate(views):
-        dtype = view.dtype
-        if not packs or view.nbytes >= PACKED_BYTES_MAX:
-            parcel = Parcel(dtype)
+        dtype, count = view.dtype, view.size
+        wanted = count * dtype.itemsize
+        if not packs or wanted >= PACKED_BYTES_MAX:
+            alone = Parcel(dtype)
+            alone.places.append(place)
+            alone.element_count = count
+            planned.append(alone)
+            continue
+        if parcel is None or dtype is not parcel.dtype:
+            parcel = filling.get(dtype)
+        if parcel is None or parcel.element_count * dtype.itemsize + wanted > PARCEL_BYTES_MAX:
+            parcel = filling[dtype] = Parcel(dtype)
             planned.append(parcel)
-        else:
-            found = filling.get(dtype)
-            if (
-                found is None
-                or found.element_count * dtype.itemsize + view.nbytes > PARCEL_BYTES_MAX
-            ):
-                found = filling[dtype] = Parcel(dtype)
-                planned.append(found)
-            parcel = found
-        parcel.add(place, view.size)
+        parcel.places.append(place)
+        parcel.element_count += count
     return planned
 
 
@@ -137,9 +137,7 @@ class Batch:
         self._timeout_s = timeout_s
         self._max_in_flight = max_in_flight
         given = _listed(arrays)
-        self.views = [
-            flat_view(array, f"arrays[{place}]", writable=True) for place, array in enumerate(given)
-        ]
+        self.views = flat_views(given, "arrays")
         for dtype in {view.dtype for view in self.views}:
             check_op(self._op, dtype)
         if common := overlap(given, self.views):
@@ -149,7 +147,7 @@ class Batch:
         self._layout = self._describe_layout()
         self._buffers = buffers
         self._next = 0
-        self._is_skipped = False
+        self._is_over = False
         self._in_flight: dict[Parcel, ReduceCall] = {}
         self._ended: deque[Parcel] = deque()
         self._wake = Signal()
@@ -163,7 +161,9 @@ class Batch:
         """Differs if anything differs between two members that is no other part of a signature."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(np.array([view.size for view in self.views], np.int64).tobytes())
-        digest.update(",".join(dtype_name(view.dtype) for view in self.views).encode())
+        for parcel in self._parcels:
+            digest.update(dtype_name(parcel.dtype).encode())
+            digest.update(np.array([-1, *parcel.places], np.int64).tobytes())
         return f"{len(self.views)} arrays, {digest.hexdigest()}"
 
     @property
@@ -181,7 +181,7 @@ class Batch:
             while self._may_post():
                 self._post(runtime)
             if self._failed is not None:
-                self._skip_rest(runtime, "another operation of its all_reduce_many failed")
+                self._end(runtime)
             if not self._in_flight:
                 return
             if not self._ended:
@@ -189,9 +189,8 @@ class Batch:
 
     def wind_up(self, runtime: PeerRuntime, reason: str) -> Iterator[Signal]:
         """The caller was interrupted: end it for all members, wait for the verdicts."""
-        for call in list(self._in_flight.values()):
-            runtime.give_up(call, reason)
-        self._skip_rest(runtime, f"its all_reduce_many was interrupted by {reason}")
+        self._give_up_in_flight(runtime, reason)
+        self._give_up_rest(runtime)
         while self._in_flight:
             self._wake = Signal()
             self._settle_ended()
@@ -206,6 +205,7 @@ class Batch:
         error.__cause__ = self._failed[1].__cause__
         if isinstance(error, RinghaulError):
             error.infos = tuple(self.infos)
+            error.tag = None  # not the caller's
         return error
 
     def _may_post(self) -> bool:
@@ -249,6 +249,7 @@ class Batch:
             own=own,
             target=target,
             is_in_place=own is target,
+            batch_index=self._next,
         )
 
     def _on_ended(self, parcel: Parcel) -> None:
@@ -290,17 +291,34 @@ class Batch:
             view[:] = call.target[start:stop]
             start = stop
 
-    def _skip_rest(self, runtime: PeerRuntime, detail: str) -> None:
-        """Nobody waits for what this peer will not post; it counts as made."""
+    def _end(self, runtime: PeerRuntime) -> None:
+        """An operation has failed."""
+        assert self._failed is not None
+        if isinstance(self._failed[1], MismatchError):  # others may never come to the rest
+            self._give_up_in_flight(runtime, "a mismatch")
+        self._give_up_rest(runtime)
 
-        def skipped() -> CallsSkipped:
+    def _give_up_in_flight(self, runtime: PeerRuntime, reason: str) -> None:
+        for call in list(self._in_flight.values()):
+            runtime.give_up(call, reason)
+
+    def _give_up_rest(self, runtime: PeerRuntime) -> None:
+        """Nobody shall wait for what this peer will not post.
+
+        Another member may have posted a window more: all that ended there before the failure
+        were committed, so they were posted here too.
+        """
+
+        def failed() -> BatchFailed:
             """In the I/O thread, where it is known which calls came before an interrupt."""
             made = sum(1 for p in self._parcels if p.call is not None and p.call.id)
-            return CallsSkipped(len(self._parcels) - made, MANY_IN_FLIGHT_MAX, detail)
+            # if not even the first was made, there is no batch
+            count = min(len(self._parcels) - made, MANY_IN_FLIGHT_MAX) if made else 0
+            return BatchFailed(made, count, "another operation of its all_reduce_many failed")
 
-        if not self._is_skipped:
-            self._is_skipped = True
-            runtime.skip(skipped)
+        if not self._is_over:
+            self._is_over = True
+            runtime.end_batch(failed)
 
 
 def _listed(arrays: object) -> list[object]:

@@ -91,6 +91,7 @@ class CallRunner:
                     tag=call.tag,
                     signature=call.signature,
                     timeout_s=call.timeout_s,
+                    batch_index=call.batch_index,
                 )
                 self._step(event)
             case SyncCall():

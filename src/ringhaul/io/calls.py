@@ -109,6 +109,8 @@ class ReduceCall(CollectiveCall):
 
     target: NDArray[Any] | None = None
     is_in_place: bool = True
+    #: Its place in an `all_reduce_many`.
+    batch_index: int | None = None
     result: NDArray[Any] | None = None
 
     def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:

@@ -100,12 +100,12 @@ class PeerRuntime:
         if not self._post(act):
             call.end(error=self._closed_error())
 
-    def skip(self, skipped: Callable[[], steps.CallsSkipped]) -> None:
-        """Have calls count as made that never will be; before any call handed over later.
+    def end_batch(self, failed: Callable[[], steps.BatchFailed]) -> None:
+        """Tell that a batch ends early; before any call that is handed over later.
 
-        `skipped` is asked in the I/O thread, when all that were handed over before are known.
+        `failed` is asked in the I/O thread, when all that were handed over before are known.
         """
-        self._post(lambda: self._step(skipped()))
+        self._post(lambda: self._step(failed()))
 
     def close(self, wait_s: float = limits.GOODBYE_S + 3.0) -> None:
         """Leave in an orderly way; returns when the thread has ended, or after `wait_s`."""

@@ -52,13 +52,14 @@ def on_began(run: Run, beginner: Peer) -> None:
         member = run.peers[member_id]
         if run.has_voted(member) and member.vote and member.vote.fresh and member is not beginner:
             _skip(run, member)
+    # a fresh vote is from before a repair: it will be skipped when it comes again
+    votes = {p: v for p in group.ring_order if (v := run.peers[p].vote) and not v.fresh}
+    if not votes:
+        return
     for collective in list(group.open.values()):
         began = collective.began.get(beginner.id)
-        for member_id in group.ring_order:
-            vote = run.peers[member_id].vote
-            if vote is not None and vote.fresh:
-                continue  # from before a repair: it will be skipped when it comes again
-            if began and vote is not None and began.call_index >= vote.calls_made:
+        for member_id, vote in votes.items():
+            if began and began.call_index >= vote.calls_made:
                 _mismatch(run, group, member_id, beginner.id, str(began.signature))
                 return
 

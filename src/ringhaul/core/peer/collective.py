@@ -3,14 +3,15 @@
 Decides the key of a call, when an attempt begins, and how a call ends.
 """
 
+import heapq
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from ringhaul.core.peer.model import Call, Failure, State
 from ringhaul.core.peer.steps import (
+    BatchFailed,
     BeginTransfer,
     CallGivenUp,
-    CallsSkipped,
     CollectiveCalled,
     Complete,
     DropTransfer,
@@ -27,7 +28,7 @@ from ringhaul.errors import (
     RinghaulError,
     StateError,
 )
-from ringhaul.ids import OpKey, Rank
+from ringhaul.ids import BATCH_TAG, OpKey, Rank
 from ringhaul.limits import VERDICTS_KEPT_MAX
 from ringhaul.wire.coordinator_messages import (
     Began,
@@ -42,23 +43,38 @@ from ringhaul.wire.records import CollectiveKind
 
 def on_called(state: State, event: CollectiveCalled) -> None:
     """The caller is in a collective: it gets its key, which never changes."""
-    key = OpKey(event.tag, state.ordinals[event.tag])
-    state.ordinals[event.tag] += 1
+    if event.batch_index:
+        key = _batch_key(state, event.batch_index)
+    else:
+        key = OpKey(event.tag, state.ordinals[event.tag])
+        state.ordinals[event.tag] += 1
+        state.call_count += 1
     deadline_at = float("inf") if event.timeout_s is None else state.now + event.timeout_s
     call = Call(
         id=event.call,
         key=key,
-        call_index=state.call_count,
+        call_index=state.call_count - 1,
         asked=event,
         deadline_at=deadline_at,
     )
-    state.call_count += 1
+    if event.timeout_s is not None:
+        heapq.heappush(state.deadlines, (deadline_at, call.id, call))
     state.is_fresh = False
     state.calls[key] = call
     if key in state.failures:
         _maybe_fail(state, call)
     elif state.proposal is None:
         _begin(state, call)
+
+
+def _batch_key(state: State, index: int) -> OpKey:
+    """Of an operation of the last untagged call, which is a batch.
+
+    The first has the key of a single call, so that differing calls are noticed. The others do
+    not count: members stay in step when a batch ends early, or was not the same on all.
+    """
+    ordinal = state.ordinals[None] - 1
+    return OpKey(f"{BATCH_TAG}{ordinal}", index) if index else OpKey(None, ordinal)
 
 
 def _begin(state: State, call: Call) -> None:
@@ -225,14 +241,11 @@ def on_given_up(state: State, event: CallGivenUp) -> None:
         give_up(state, call, event.outcome, event.detail)
 
 
-def on_skipped(state: State, event: CallsSkipped) -> None:
-    """The caller will not come to these calls: nobody else shall wait for it in them."""
-    for index in range(event.count):
-        key = OpKey(None, state.ordinals[None])
-        state.ordinals[None] += 1
-        state.call_count += 1
-        is_closed = state.failures.pop(key, None) is not None
-        if index < event.begun_max and not is_closed:
+def on_batch_failed(state: State, event: BatchFailed) -> None:
+    """The caller will not come to the rest of its batch."""
+    for index in range(event.first, event.first + event.count):
+        key = _batch_key(state, index)
+        if state.failures.pop(key, None) is None:
             message = GiveUp(
                 generation=state.generation,
                 key=key,
@@ -243,10 +256,17 @@ def on_skipped(state: State, event: CallsSkipped) -> None:
 
 
 def timers(state: State) -> Iterator[tuple[float, Callable[[State], None]]]:
-    """Deadlines that callers have set."""
-    for call in state.calls.values():
-        if not call.gave_up:
-            yield call.deadline_at, partial(_on_timeout, call=call)
+    """The next deadline that a caller has set. Thousands of calls may be open."""
+    deadlines = state.deadlines
+    while deadlines and _is_over(state, deadlines[0][2]):
+        heapq.heappop(deadlines)
+    if deadlines:
+        deadline_at, _, call = deadlines[0]
+        yield deadline_at, partial(_on_timeout, call=call)
+
+
+def _is_over(state: State, call: Call) -> bool:
+    return call.gave_up or state.calls.get(call.key) is not call
 
 
 def _on_timeout(state: State, *, call: Call) -> None:

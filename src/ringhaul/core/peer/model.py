@@ -127,6 +127,8 @@ class State:
         self.view_count = 0
         # calls
         self.calls: dict[OpKey, Call] = {}
+        #: A heap of the calls that have one; of some that are over too.
+        self.deadlines: list[tuple[float, CallId, Call]] = []
         self.admit: Admit | None = None
 
     @property

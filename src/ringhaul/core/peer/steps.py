@@ -60,6 +60,8 @@ class CollectiveCalled:
     signature: Signature
     state: StateReport | None = None
     timeout_s: float | None = None
+    #: Its place in a batch, which is one call of many operations, made in their order.
+    batch_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,14 @@ class CallGivenUp:
 
 
 @dataclass(frozen=True, slots=True)
-class CallsSkipped:
-    """A series of untagged collectives has failed: its last `count` calls are never made.
+class BatchFailed:
+    """The caller makes no more operations of its batch: nobody shall wait for it in them.
 
-    They count as made, so that this peer stays in step with members that had come further
-    before they heard of the failure. Of those calls, at most the first `begun_max` may have
-    been begun by others: they are given up, for all.
+    Those from index `first` on, at most `count`, may have been begun by others.
     """
 
+    first: int
     count: int
-    begun_max: int
     detail: str
 
 
@@ -125,7 +125,7 @@ Event = (
     | AdmitCalled
     | CollectiveCalled
     | CallGivenUp
-    | CallsSkipped
+    | BatchFailed
     | CloseCalled
     | LinkUp
     | LinkBroken
