@@ -16,6 +16,7 @@ from ringhaul.errors import (
 from ringhaul.ids import ReduceOp
 from ringhaul.results import Membership, ReduceInfo, SyncInfo
 from ringhaul.state.shared import SharedState
+from ringhaul.work import Work
 
 __version__ = "0.1.0"
 
@@ -36,5 +37,6 @@ __all__ = [
     "StateError",
     "SyncInfo",
     "WireError",
+    "Work",
     "connect",
 ]

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from ringhaul import limits
 from ringhaul.ids import OnLoss, ReduceOp
 from ringhaul.io.address import parse_address
-from ringhaul.ring.reduce import dtype_name
+
+#: Operations of one `all_reduce_many` in flight: after an error so many keys are given up.
+MANY_IN_FLIGHT_MAX = 256
 
 
 def parse_advertised(advertise: Sequence[str]) -> tuple[tuple[str, int | None], ...]:
@@ -67,21 +69,6 @@ def check_tag(tag: str | None) -> None:
         raise ValueError(f"tag has at most {limits.TAG_LENGTH_MAX} characters, all printable")
 
 
-def flat_view(array: object, what: str, *, writable: bool) -> NDArray[Any]:
-    """The array as one dimension, never a copy; refuses what would need one."""
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{what} is a NumPy array, not a {type(array).__name__}")
-    if not array.flags.c_contiguous:
-        raise ValueError(
-            f"{what} is not C-contiguous (shape {array.shape}, strides {array.strides}): pass "
-            "np.ascontiguousarray of it, and copy the result back if you need it in place"
-        )
-    if writable and not array.flags.writeable:
-        raise ValueError(f"{what} is read-only: pass a writable copy, or give out=")
-    dtype_name(array.dtype)
-    return np.asarray(array).reshape(-1)  # a matrix would stay of two dimensions
-
-
 def check_out(array: NDArray[Any], out: NDArray[Any]) -> None:
     if out.dtype != array.dtype or out.shape != array.shape:
         raise ValueError(
@@ -90,3 +77,15 @@ def check_out(array: NDArray[Any], out: NDArray[Any]) -> None:
         )
     if np.may_share_memory(array, out):
         raise ValueError("out shares memory with array: leave out= away to reduce in place")
+
+
+def check_codec(codec: str) -> None:
+    if codec != "raw":
+        raise ValueError(f'codec {codec!r} is not available in this version, only "raw" is')
+
+
+def check_max_in_flight(count: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"max_in_flight is a number, not a {type(count).__name__}")
+    if not 1 <= count <= MANY_IN_FLIGHT_MAX:
+        raise ValueError(f"max_in_flight is from 1 to {MANY_IN_FLIGHT_MAX}, not {count}")

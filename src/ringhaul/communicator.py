@@ -1,39 +1,30 @@
 """What users call: `connect` and the blocking `Communicator`.
 
-Checks arguments before any byte is sent, hands calls to the I/O thread, and waits.
+Arguments are checked before any byte is sent; then calls are handed to the I/O thread, and
+waited for.
 """
 
-import os
-import threading
-import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from numpy.typing import NDArray
-
-from ringhaul import limits
-from ringhaul.arguments import (
-    check_connect,
-    check_out,
-    check_tag,
-    check_timeout,
-    flat_view,
-    parse_advertised,
-    parse_on_loss,
-    parse_op,
-)
-from ringhaul.core.peer.machine import PeerOptions
-from ringhaul.core.peer.steps import View
-from ringhaul.errors import ClosedError, ConnectError, RinghaulError
+from ringhaul.arguments import check_timeout
+from ringhaul.collectives import RingCollectives
 from ringhaul.ids import ReduceOp
-from ringhaul.io.address import parse_address
-from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall, SyncCall
-from ringhaul.io.peer_runtime import PeerRuntime
+from ringhaul.io.calls import AdmitCall, PendingCall
+from ringhaul.io.signals import Signal
+from ringhaul.joining import check_joined, start_runtime
+from ringhaul.many import Batch
+from ringhaul.reduction import (
+    prepare_all_reduce,
+    prepare_barrier,
+    prepare_sync_state,
+    reduce_info,
+    sync_info,
+)
 from ringhaul.results import Membership, ReduceInfo, SyncInfo
-from ringhaul.ring.reduce import check_op, dtype_name
 from ringhaul.state.shared import SharedState
-from ringhaul.wire.records import CollectiveKind, Signature, Strategy
+from ringhaul.work import Work
 
 
 def connect(
@@ -68,103 +59,41 @@ def connect(
         ConnectError: the coordinator was not reached or refused, or no admission in time.
         ValueError: an argument makes no sense; nothing was sent.
     """
-    text = address or os.environ.get("RINGHAUL_COORDINATOR") or f"127.0.0.1:{limits.DEFAULT_PORT}"
-    host, port = parse_address(text, limits.DEFAULT_PORT)
-    check_connect(group, streams, name, min_world_size)
-    check_timeout(timeout_s)
-    check_timeout(admission_timeout_s, "admission_timeout_s")
-    where = (None, 0) if listen is None else parse_address(listen, 0)
-    options = PeerOptions(
-        coordinator=text,
-        name=name or "",
+    runtime = start_runtime(
+        address,
         group=group,
-        addresses=(),
+        streams=streams,
+        name=name,
         min_world_size=min_world_size,
         timeout_s=timeout_s,
         admission_timeout_s=admission_timeout_s,
+        listen=listen,
+        advertise=advertise,
     )
-    runtime = PeerRuntime(
-        host=host,
-        port=port,
-        options=options,
-        streams=streams or limits.STREAMS_DEFAULT,
-        listen=where,
-        advertise=parse_advertised(advertise),
-    )
-    runtime.start()
     try:
         runtime.joined.wait()
     except BaseException:
         runtime.close(wait_s=1.0)
         raise
-    if runtime.view is None:
-        raise runtime.error or ConnectError("the I/O thread ended before this peer was a member")
-    return Communicator(runtime)
+    return Communicator(check_joined(runtime))
 
 
-class Communicator:
+class Communicator(RingCollectives):
     """A member of a run. Made by `connect`; one thread at a time may call it.
 
-    Its properties change only when a call returns, to what the call's verdict names. Closed
-    by `close`, at the end of a `with` block, when it is garbage-collected, and at exit.
+    Its properties change only when a call or `Work.wait` returns or raises, to what the
+    verdict names; if several operations are in flight, to the newest of the verdicts waited
+    for. Closed by `close`, at the end of a `with` block, when it is garbage-collected, and at
+    exit. A `Work` keeps it alive; if neither is left, what is in flight ends without a word.
     """
-
-    def __init__(self, runtime: PeerRuntime) -> None:
-        assert runtime.view is not None
-        self._runtime = runtime
-        self._view: View = runtime.view
-        self._busy = threading.Lock()
-        self._pid = os.getpid()
-        self._finalizer = weakref.finalize(self, _close, runtime, os.getpid())
-
-    # -- who takes part -----------------------------------------------------------------------
-
-    @property
-    def peer_id(self) -> str:
-        """This peer's name in the run."""
-        return self._runtime.peer_id
-
-    @property
-    def rank(self) -> int:
-        """Position in the ring order; valid in this generation only."""
-        return self._view.ring_order.index(self._runtime.peer_id)
-
-    @property
-    def world_size(self) -> int:
-        """Number of members of this group."""
-        return len(self._view.ring_order)
-
-    @property
-    def generation(self) -> int:
-        """Number of the membership of this group."""
-        return self._view.generation
-
-    @property
-    def global_world_size(self) -> int:
-        """Number of members of all groups."""
-        return self._view.counts.global_world_size
-
-    @property
-    def group_count(self) -> int:
-        """Number of groups that have members."""
-        return self._view.counts.group_count
-
-    @property
-    def largest_group_size(self) -> int:
-        """Number of members of the largest group."""
-        return self._view.counts.largest_group_size
-
-    @property
-    def pending_peers(self) -> int:
-        """How many waited to be admitted as of the last call; the same on all members."""
-        return self._view.counts.pending_peers
 
     # -- collectives --------------------------------------------------------------------------
 
     def admit(self, timeout_s: float | None = None) -> Membership:
         """Let waiting peers in. A collective over all groups; cheap when nobody waits.
 
-        Returns when every member of every group has called it, and the new ring is up.
+        Returns when every member of every group has called it, and the new ring is up. It may
+        be called with `Work`s in flight: it takes effect after all of them.
 
         Raises:
             CallTimeout: some member's `timeout_s` passed; names who was missing.
@@ -172,22 +101,14 @@ class Communicator:
         """
         check_timeout(timeout_s)
         self._run(AdmitCall(timeout_s=timeout_s))
-        view = self._view
-        return Membership(
-            generation=view.generation,
-            rank=self.rank,
-            world_size=len(view.ring_order),
-            ring_order=view.ring_order,
-            joined=view.joined,
-            pending_peers=view.counts.pending_peers,
-        )
+        return self._membership()
 
     def all_reduce(
         self,
-        array: NDArray[Any],
+        array: object,
         op: str | ReduceOp = "sum",
         *,
-        out: NDArray[Any] | None = None,
+        out: object | None = None,
         codec: str = "raw",
         tag: str | None = None,
         on_loss: str = "retry",
@@ -199,9 +120,11 @@ class Communicator:
         and options, in the same order (or the same `tag`).
 
         Args:
-            array: any shape, C-contiguous, native byte order; (u)int8 to 64, float16,
-                bfloat16, float32, float64. Without `out` it is written, in place, but only
-                when the operation is committed. The call owns it until it returns.
+            array: NumPy, a torch CPU tensor, or anything with the buffer protocol or DLPack
+                on the CPU; never copied. Any shape, C-contiguous, native byte order; (u)int8
+                to 64, float16, bfloat16, float32, float64. Without `out` it is written, in
+                place, but only when the operation is committed. The call owns it until it
+                returns.
             op: "sum", "avg" (divides by the number of contributors, at the end; floats
                 only), "prod", "min", "max". float16 and bfloat16 are accumulated in float32.
             out: like `array`, no memory in common with it; saves the copy that the in-place
@@ -220,36 +143,99 @@ class Communicator:
             CallTimeout: some member's `timeout_s` passed; names who was missing.
             MismatchError: the members called different things; both are named.
             EvictedError, CoordinatorLost: this communicator is closed; connect again.
-            TypeError, ValueError: an argument is refused; nothing was sent.
+            TypeError, ValueError: an argument is refused, or an operation in flight owns part
+                of this memory; nothing was sent.
+
+        An interrupt (Ctrl-C) aborts the operation on all members, and waits for that.
         """
-        reduce_op = parse_op(op)
-        check_timeout(timeout_s)
-        own = flat_view(array, "array", writable=out is None)
-        check_op(reduce_op, own.dtype)
-        target, is_in_place = own, True
-        if out is not None:
-            target, is_in_place = flat_view(out, "out", writable=True), False
-            check_out(array, out)
-        if codec != "raw":
-            raise ValueError(f'codec {codec!r} is not available in this version, only "raw" is')
-        check_tag(tag)
-        signature = Signature(
-            kind=CollectiveKind.ALL_REDUCE,
-            op=reduce_op,
-            dtype=dtype_name(own.dtype),
-            element_count=own.size,
+        call = prepare_all_reduce(
+            array, op, out=out, codec=codec, tag=tag, on_loss=on_loss, timeout_s=timeout_s
+        )
+        self._run(call)
+        return reduce_info(call)
+
+    def all_reduce_async(
+        self,
+        array: object,
+        op: str | ReduceOp = "sum",
+        *,
+        out: object | None = None,
+        codec: str = "raw",
+        tag: str | None = None,
+        on_loss: str = "retry",
+        timeout_s: float | None = None,
+    ) -> Work:
+        """Begin an `all_reduce`, whose arguments it takes, and return at once.
+
+        Any number may be in flight (up to 4096), beside blocking calls. Members post them in
+        the same order, or those of different `tag`s in any order. The operation owns `array`
+        and `out` until it is done; several may read the same array, with different `out`.
+
+        Returns:
+            What to wait for. All errors but the following are raised by its `wait`.
+
+        Raises:
+            TypeError, ValueError: an argument is refused, or another operation in flight owns
+                part of this memory; nothing was sent.
+            RinghaulError: too many operations are in flight; nothing was sent.
+        """
+        call = prepare_all_reduce(
+            array, op, out=out, codec=codec, tag=tag, on_loss=on_loss, timeout_s=timeout_s
+        )
+        self._begin(call)
+        return Work(call, self._show)
+
+    def all_reduce_many(
+        self,
+        arrays: Iterable[object],
+        op: str | ReduceOp = "sum",
+        *,
+        codec: str = "raw",
+        max_in_flight: int = 8,
+        on_loss: str = "retry",
+        timeout_s: float | None = None,
+    ) -> list[ReduceInfo]:
+        """Reduce each of many arrays in place, several operations at a time.
+
+        Small arrays of one dtype are packed and travel together, so that a thousand of 4 KiB
+        take little longer than one of 4 MiB. All members pass the same number of arrays, of
+        the same dtypes and sizes in the same order; that is checked for the whole list first.
+
+        Not atomic: after an error some arrays are reduced, on all members the same ones, and
+        the others are as before. `infos` of the error says which: it has a `ReduceInfo` for
+        each array that is reduced, else None. After an error no more operations are begun,
+        and those in flight have ended when it is raised. Call again with the arrays that have
+        None, and any others.
+
+        Args:
+            arrays: as for `all_reduce`, all writable, no two with memory in common. The call
+                owns them until it returns or raises.
+            op: as for `all_reduce`.
+            codec: as for `all_reduce`. Only "raw" packs: others scale a block of elements by
+                its largest, and one array shall not spoil another.
+            max_in_flight: operations at a time, 1 to 256.
+            on_loss: as for `all_reduce`; "retry" runs only what was not committed again.
+            timeout_s: for the whole call.
+
+        Returns:
+            For each array how it was committed. Arrays that travelled together share one
+            `ReduceInfo`, whose bytes are those of all of them.
+
+        Raises:
+            As for `all_reduce`: the error of the first operation that failed.
+
+        An interrupt (Ctrl-C) aborts what is in flight on all members, and waits for that.
+        """
+        batch = Batch(
+            arrays,
+            op,
             codec=codec,
-            on_loss=parse_on_loss(on_loss),
-        )
-        call = ReduceCall(
-            signature=signature,
-            tag=tag,
+            max_in_flight=max_in_flight,
+            on_loss=on_loss,
             timeout_s=timeout_s,
-            own=own,
-            target=target,
-            is_in_place=is_in_place,
+            buffers=self._buffers,
         )
-        return self._info(self._run(call))
+        return self._run_batch(batch)
 
     def barrier(self, timeout_s: float | None = None) -> None:
         """Return when every member of the group has called it.
@@ -258,9 +244,7 @@ class Communicator:
             CallTimeout: some member's `timeout_s` passed; names who was missing.
             MismatchError: the members called different things.
         """
-        check_timeout(timeout_s)
-        signature = Signature(kind=CollectiveKind.BARRIER)
-        self._run(ReduceCall(signature=signature, timeout_s=timeout_s))
+        self._run(prepare_barrier(timeout_s))
 
     def sync_state(
         self, state: SharedState, strategy: str = "popular", timeout_s: float | None = None
@@ -283,30 +267,9 @@ class Communicator:
             StateError: no content can be elected, or no holder could give it; says why.
             CallTimeout, MismatchError, EvictedError, CoordinatorLost: as in `all_reduce`.
         """
-        check_timeout(timeout_s)
-        if not isinstance(state, SharedState):
-            raise TypeError(f"state is a SharedState, not a {type(state).__name__}")
-        strategies = {s.value: s for s in Strategy}
-        if strategy not in strategies:
-            raise ValueError(f"strategy is one of {sorted(strategies)}, not {strategy!r}")
-        if frozen := [n for n, array in state.arrays.items() if not array.flags.writeable]:
-            raise ValueError(f"array {frozen[0]!r} of the state has become read-only")
-        signature = Signature(kind=CollectiveKind.SYNC_STATE, layout=state.layout())
-        call = SyncCall(
-            signature=signature,
-            state=state,
-            digest=state.digest(),
-            strategy=strategies[strategy],
-            timeout_s=timeout_s,
-        )
+        call = prepare_sync_state(state, strategy, timeout_s)
         self._run(call)
-        return SyncInfo(
-            revision=call.revision,
-            received_bytes=call.received_bytes,
-            sent_bytes=call.sent_bytes,
-            sources=tuple(call.sources),
-            duration_s=call.duration_s,
-        )
+        return sync_info(call)
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -327,30 +290,20 @@ class Communicator:
         """Leave, whatever happened."""
         self.close()
 
-    def __repr__(self) -> str:
-        """Say who this is and how large the ring."""
-        return f"<Communicator {self.peer_id}, rank {self.rank} of {self.world_size}>"
-
     # -- inside -------------------------------------------------------------------------------
 
-    def _run(self, call: PendingCall) -> PendingCall:
+    def _run(self, call: PendingCall) -> None:
         """Hand a call over and wait for its end; an interrupt ends it for all members."""
-        if os.getpid() != self._pid:
-            raise ClosedError("this is a forked process: connect again in it")
-        if not self._busy.acquire(blocking=False):
-            raise RinghaulError("another thread is in a call of this communicator: one at a time")
+        self._take_turn()
         try:
+            self._memory.refuse_overlap(call)
             try:
                 self._runtime.submit(call)
                 call.ended.wait()
             except BaseException as error:
                 self._interrupt(call, f"{type(error).__name__} in the caller")
                 raise
-            if call.view is not None:
-                self._view = call.view
-            if call.error is not None:
-                raise call.error
-            return call
+            self._settle(call)
         finally:
             self._busy.release()
 
@@ -359,25 +312,41 @@ class Communicator:
         try:
             self._runtime.give_up(call, reason)
             call.ended.wait()
-            if call.view is not None:
-                self._view = call.view
+            self._show(call.view)
         except BaseException:
-            self._runtime.abandon()  # interrupted again: leave without goodbye
-            self._runtime.close(wait_s=1.0)
+            self._abandon()
             raise
 
-    def _info(self, call: PendingCall) -> ReduceInfo:
-        assert call.view is not None
-        return ReduceInfo(
-            world_size=len(call.view.ring_order),
-            contributors=call.view.ring_order,
-            attempts=call.attempts,
-            duration_s=call.duration_s,
-            sent_bytes=call.sent_bytes,
-            received_bytes=call.received_bytes,
-        )
+    def _run_batch(self, batch: Batch) -> list[ReduceInfo]:
+        """Drive an `all_reduce_many`; an interrupt ends it for all members."""
+        self._take_turn()
+        try:
+            self._memory.refuse_overlap_of(batch.views)
+            try:
+                _wait_each(batch.run(self._runtime))
+            except BaseException as error:
+                self._interrupt_batch(batch, f"{type(error).__name__} in the caller")
+                done = sum(info is not None for info in batch.infos)
+                error.add_note(f"all_reduce_many: {done} of {len(batch.infos)} arrays are reduced")
+                raise
+            return self._settle_batch(batch)
+        finally:
+            self._busy.release()
+
+    def _interrupt_batch(self, batch: Batch, reason: str) -> None:
+        try:
+            _wait_each(batch.wind_up(self._runtime, reason))
+            self._show(batch.view)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Interrupted again, while waiting for a verdict: leave without goodbye."""
+        self._runtime.abandon()
+        self._runtime.close(wait_s=1.0)
 
 
-def _close(runtime: PeerRuntime, pid: int) -> None:
-    if os.getpid() == pid:
-        runtime.close()
+def _wait_each(signals: Iterator[Signal]) -> None:
+    for signal in signals:
+        signal.wait()

@@ -5,6 +5,7 @@ Users catch `RinghaulError` or one of its public subclasses. `ProtocolError` and
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class RinghaulError(Exception):
@@ -26,6 +27,8 @@ class RinghaulError(Exception):
         self.peers = tuple(peers)
         self.seconds = seconds
         self.wire_bytes = wire_bytes
+        #: Of `all_reduce_many`: for each array its `ReduceInfo`, None if it is not reduced.
+        self.infos: Sequence[Any] = ()
 
 
 class ConnectError(RinghaulError):

@@ -70,9 +70,30 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
-#: TCP streams per link unless `streams=` says otherwise (measured on loopback: 2-4 best).
-STREAMS_DEFAULT = 2
+#: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
+#: loopback: 2-4 best), ...
+STREAMS_SHORT_PATH = 2
+#: ... and on paths whose round trip is longer than this, where one stream's window is less
+#: than bandwidth x delay (1 Gbit/s, 100 ms: one stream reaches 0.25, eight 0.85 of the link).
+LONG_ROUND_TRIP_S = 0.005
+STREAMS_LONG_PATH = 8
+#: Streams are added while windows hold them back, up to this.
+STREAMS_ADAPTIVE_MAX = 16
 STREAMS_MAX = 64
+#: Bytes that wait unsent in the kernel, per stream: what a slow stream has taken is late.
+NOT_SENT_BYTES = 512 * 1024
+#: A receiver acknowledges after so many bytes or segments, or when a sweep comes by.
+ACKNOWLEDGE_BYTES = 2 << 20
+ACKNOWLEDGE_SEGMENTS = 32
+#: Between two looks at what is under way: late acknowledgements, stalled streams.
+SWEEP_INTERVAL_S = 0.05
+#: What one stream holds back for so long, and thrice what others need, is sent on another.
+RESEND_AFTER_S = 0.25
+#: A link that moves less than the minimum rate (bytes/s) for so long counts as broken.
+LINK_STALLED_S = 10.0
+LINK_RATE_MIN = 1024
+#: Grants and acknowledgements that wait for a sender that does not read them.
+REPLIES_BYTES_MAX = 1 << 20
 #: A link that broke so often since the last admission counts as unusable.
 LINK_BREAKS_MAX = 3
 #: The same, if it failed when it was dialled: once may be a lost packet or a busy machine.

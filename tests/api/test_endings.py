@@ -367,7 +367,7 @@ def test_coordinator_that_stays_away_is_lost_after_the_grace(
     def short(**facts: Any) -> model.PeerOptions:  # noqa: ANN401
         return options(**facts, coordinator_grace_s=0.4)
 
-    monkeypatch.setattr("ringhaul.communicator.PeerOptions", short)
+    monkeypatch.setattr("ringhaul.joining.PeerOptions", short)
     (first,) = cluster.drivers(1)
     second = cluster.driver()
     join(first)

@@ -294,8 +294,8 @@ async def test_a_link_ends_when_the_other_side_does_not_read(
     monkeypatch.setattr(link, "SEND_BUFFER_BYTES_MAX", 1000)
     async with connected_streams() as (near_stream, _):
         near = MessageLink(near_stream)
-        for _ in range(1000):
-            near.send_nowait(Envelope(message=Heartbeat()))
+        for _ in range(20_000):  # more than the kernel's buffers take
+            near.send_nowait(Envelope(message=Refused(reason="x" * 1000)))
         assert "does not read" in await near.run(ignore)
 
 

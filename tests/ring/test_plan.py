@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringhaul import limits
-from ringhaul.ring.plan import Phase, RingPlan, plan_ring
+from ringhaul.ring.plan import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    REDUCE_SCATTER,
+    Phase,
+    RingPlan,
+    plan_ring,
+)
 
 WORLD_SIZES = (1, 2, 3, 5, 8)
 #: (phase, chunk, segment) of one segment under way, and the ranks it holds values of.
@@ -22,8 +29,14 @@ def rings(draw: st.DrawFn) -> list[RingPlan]:
     edges = (0, 1, world_size - 1, world_size, world_size + 1)
     element_count = draw(st.sampled_from(edges) | st.integers(0, 200))
     segment_elements = draw(st.integers(1, 30))
+    phases = draw(st.sampled_from((ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER)))
+    root = None
+    if phases == ALL_GATHER:
+        root = draw(st.none() | st.integers(0, world_size - 1))
+        element_count *= world_size if root is None else 1
     return [
-        RingPlan(rank, world_size, element_count, segment_elements) for rank in range(world_size)
+        RingPlan(rank, world_size, element_count, segment_elements, phases, root)
+        for rank in range(world_size)
     ]
 
 
@@ -37,11 +50,11 @@ class Ring:
         self.results: dict[int, dict[tuple[int, int], Ranks]] = defaultdict(dict)
         self.sent_count = 0
         for plan in plans:
-            if plan.world_size == 1:
-                continue
-            for segment in range(plan.segment_count(plan.first_chunk)):
-                begun = (Phase.REDUCE_SCATTER, plan.first_chunk, segment)
-                self._send(plan, begun, (plan.rank,))
+            for phase, chunk in plan.begins_with:
+                for segment in range(plan.segment_count(chunk)):
+                    if phase is Phase.ALL_GATHER:
+                        self.results[plan.rank][chunk, segment] = (plan.rank,)
+                    self._send(plan, (phase, chunk, segment), (plan.rank,))
 
     def _send(self, plan: RingPlan, segment: Segment, ranks: Ranks) -> None:
         self.sent_count += 1
@@ -71,20 +84,41 @@ def run_ring(plans: list[RingPlan], seed: int) -> Ring:
     return ring
 
 
+def path(plan: RingPlan, chunk: int) -> Ranks:
+    """Whose values a final segment of `chunk` holds, in the order they were combined."""
+    if Phase.REDUCE_SCATTER not in plan.phases:
+        return (chunk if plan.root is None else plan.root,)
+    return tuple((chunk + step) % plan.world_size for step in range(1, plan.world_size + 1))
+
+
 @given(rings(), st.integers(0, 2**32))
-def test_every_rank_ends_with_every_segment_summed_on_the_same_path(
+def test_every_rank_ends_with_its_segments_summed_on_the_same_path(
     plans: list[RingPlan], seed: int
 ) -> None:
-    world_size = len(plans)
     ring = run_ring(plans, seed)
 
-    expected = {
-        (chunk, segment): tuple((chunk + step) % world_size for step in range(1, world_size + 1))
-        for chunk in range(world_size)
-        for segment in range(plans[0].segment_count(chunk))
-        if world_size > 1
-    }
-    assert all(ring.results[rank] == expected for rank in range(world_size))
+    for plan in plans if len(plans) > 1 else ():
+        start, stop = plan.result_bounds
+        assert ring.results[plan.rank] == {
+            (chunk, segment): path(plan, chunk)
+            for chunk in range(plan.chunk_count)
+            for segment in range(plan.segment_count(chunk))
+            if start <= plan.segment_bounds(chunk, segment)[0] < stop
+        }
+
+
+@given(rings())
+def test_what_all_ranks_get_and_put_in_is_the_whole_array(plans: list[RingPlan]) -> None:
+    def covered(bounds: list[tuple[int, int]]) -> list[int]:
+        return sorted({element for start, stop in bounds for element in range(start, stop)})
+
+    whole = list(range(plans[0].element_count))
+    assert covered([plan.result_bounds for plan in plans]) == whole
+    assert covered([plan.own_bounds for plan in plans]) == whole
+    for plan in plans:
+        start, stop = plan.own_bounds
+        for _, chunk in plan.begins_with:
+            assert start <= plan.chunk_bounds(chunk)[0] <= plan.chunk_bounds(chunk)[1] <= stop
 
 
 @given(rings(), st.integers(0, 2**32))
@@ -108,7 +142,7 @@ def test_a_rank_sends_what_the_next_receives(plans: list[RingPlan]) -> None:
     for phase in Phase:
         for plan in plans:
             following = plans[(plan.rank + 1) % plan.world_size]
-            chunks = range(-1, plan.world_size + 1)
+            chunks = range(-1, plan.chunk_count + 1)
             assert [plan.sends(phase, c) for c in chunks] == [
                 following.receives(phase, c) for c in chunks
             ]
@@ -123,14 +157,15 @@ def test_chunks_are_cut_as_array_split_cuts(plans: list[RingPlan]) -> None:
     plan = plans[0]
     elements = np.arange(plan.element_count)
 
-    cut = [elements[slice(*plan.chunk_bounds(c))].tolist() for c in range(plan.world_size)]
-    assert cut == [part.tolist() for part in np.array_split(elements, plan.world_size)]
+    cut = [elements[slice(*plan.chunk_bounds(c))].tolist() for c in range(plan.chunk_count)]
+    assert cut == [part.tolist() for part in np.array_split(elements, plan.chunk_count)]
+    assert plan.chunk_count == (plan.world_size if plan.root is None else 1)
 
 
 @given(rings())
 def test_segments_tile_their_chunk(plans: list[RingPlan]) -> None:
     plan = plans[0]
-    for chunk in range(plan.world_size):
+    for chunk in range(plan.chunk_count):
         bounds = [plan.segment_bounds(chunk, s) for s in range(plan.segment_count(chunk))]
         covered = [element for start, stop in bounds for element in range(start, stop)]
         assert covered == list(range(*plan.chunk_bounds(chunk)))
@@ -143,7 +178,7 @@ def test_each_segment_has_a_bit_of_its_own(plans: list[RingPlan]) -> None:
     indexes = [
         plan.segment_index(phase, chunk, segment)
         for phase in Phase
-        for chunk in range(plan.world_size)
+        for chunk in range(plan.chunk_count)
         for segment in range(plan.segment_count(chunk))
     ]
 
@@ -155,7 +190,7 @@ def test_a_segment_that_does_not_exist_is_not_received(
     plans: list[RingPlan], chunk: int, segment: int
 ) -> None:
     plan = plans[0]
-    exists = 0 <= chunk < plan.world_size and 0 <= segment < plan.segment_count(chunk)
+    exists = 0 <= chunk < plan.chunk_count and 0 <= segment < plan.segment_count(chunk)
 
     may_come = [plan.receives_segment(phase, chunk, segment) for phase in Phase]
     assert may_come == [exists and plan.receives(phase, chunk) for phase in Phase]
@@ -218,6 +253,37 @@ def test_no_sliver_is_left_at_the_end_of_a_chunk() -> None:
 
     start, stop = plan.segment_bounds(0, plan.segment_count(0) - 1)
     assert stop - start > plan.segment_elements - plan.segment_count(0)
+
+
+@given(
+    world_size=st.sampled_from(WORLD_SIZES),
+    element_count=st.integers(0, 10**9),
+    itemsize=st.sampled_from((1, 2, 4, 8)),
+)
+def test_a_broadcast_is_cut_finer_the_longer_its_path_is(
+    world_size: int, element_count: int, itemsize: int
+) -> None:
+    plan = plan_ring(0, world_size, element_count, itemsize, ALL_GATHER, 0)
+    array_bytes = element_count * itemsize
+    segment_bytes = plan.segment_elements * itemsize
+    wanted = limits.SEGMENTS_PER_CHUNK_MIN * max(1, world_size - 1)
+
+    assert segment_bytes <= limits.SEGMENT_BYTES_MAX
+    if array_bytes >= wanted * limits.SEGMENT_BYTES_MIN:
+        assert plan.segment_count(0) >= wanted
+    elif array_bytes > 0:
+        assert plan.segment_count(0) == max(1, array_bytes // limits.SEGMENT_BYTES_MIN)
+
+
+@pytest.mark.parametrize("root", [-1, 2])
+def test_a_root_outside_the_ring_is_our_bug(root: int) -> None:
+    with pytest.raises(AssertionError):
+        RingPlan(0, 2, 1, 1, ALL_GATHER, root)
+
+
+def test_a_reduction_has_no_root() -> None:
+    with pytest.raises(AssertionError):
+        RingPlan(0, 2, 1, 1, ALL_REDUCE, 0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import enum
 import random
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
@@ -60,7 +60,7 @@ class Maker:
 
     def value(self, kind: Any, reader: Reader) -> Any:  # noqa: ANN401
         kind = getattr(kind, "__supertype__", kind)
-        if isinstance(kind, types.UnionType):
+        if isinstance(kind, types.UnionType) or get_origin(kind) is Union:  # of a NewType
             inner = next(part for part in get_args(kind) if part is not types.NoneType)
             return None if self.dice.random() < 0.4 else self.value(inner, reader)
         if get_origin(kind) is tuple:

@@ -5,7 +5,6 @@ Does what the machine orders for each call; decides nothing about the protocol.
 
 from collections.abc import Callable
 
-import numpy as np
 import trio
 
 from ringhaul.core.peer import steps
@@ -13,7 +12,7 @@ from ringhaul.core.peer.steps import Event
 from ringhaul.errors import ClosedError
 from ringhaul.ids import CallId
 from ringhaul.io.buffers import BufferPool
-from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall, SyncCall
+from ringhaul.io.calls import AdmitCall, CollectiveCall, PendingCall, SyncCall
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
@@ -63,7 +62,7 @@ class CallRunner:
         call = self._calls[effect.call]
         match effect:
             case steps.BeginTransfer():
-                assert isinstance(call, ReduceCall)
+                assert isinstance(call, CollectiveCall)
                 self._begin_transfer(call, effect)
             case steps.DropTransfer():
                 self._release(call)
@@ -86,7 +85,7 @@ class CallRunner:
         match call:
             case AdmitCall():
                 self._step(steps.AdmitCalled(call.id, call.timeout_s))
-            case ReduceCall():
+            case CollectiveCall():
                 event = steps.CollectiveCalled(
                     call=call.id,
                     tag=call.tag,
@@ -109,13 +108,8 @@ class CallRunner:
             case _:
                 raise AssertionError(f"no such call: {call}")
 
-    def _begin_transfer(self, call: ReduceCall, begin: steps.BeginTransfer) -> None:
+    def _begin_transfer(self, call: CollectiveCall, begin: steps.BeginTransfer) -> None:
         assert call.own is not None
-        assert call.target is not None
-        if call.result is None:
-            call.result = call.target
-            if call.is_in_place:
-                call.result = self._buffers.lend(call.own.size, call.own.dtype)
         call.transfer = RingTransfer(
             call=call.id,
             key=begin.key,
@@ -124,13 +118,14 @@ class CallRunner:
             world_size=begin.world_size,
             signature=call.signature,
             own=call.own,
-            result=call.result,
+            result=call.result_memory(begin.world_size, self._buffers),
+            root=begin.root,
         )
         self._plane.begin(call.transfer)
 
     def _release(self, call: PendingCall) -> None:
         """Let go of everything that an attempt holds."""
-        if isinstance(call, ReduceCall) and call.transfer is not None:
+        if isinstance(call, CollectiveCall) and call.transfer is not None:
             self._plane.release(call.transfer)
             call.sent_bytes += call.transfer.sent_bytes
             call.received_bytes += call.transfer.received_bytes
@@ -143,9 +138,8 @@ class CallRunner:
                 call.fetching.cancel()
 
     def _give_back(self, call: PendingCall) -> None:
-        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
-            self._buffers.give_back(call.result)
-            call.result = None
+        if isinstance(call, CollectiveCall):
+            call.give_back(self._buffers)
 
     def _complete(self, call: PendingCall, effect: steps.Complete) -> None:
         call.attempts = effect.attempts
@@ -155,10 +149,10 @@ class CallRunner:
                 call.state.publish(call.buffer, call.plan.revision)
             else:
                 call.state.revision = call.plan.revision
+        transfer = call.transfer if isinstance(call, CollectiveCall) else None
         self._release(call)
-        if isinstance(call, ReduceCall) and call.is_in_place and call.result is not None:
-            assert call.target is not None
-            np.copyto(call.target, call.result)
+        if isinstance(call, CollectiveCall) and transfer is not None:
+            call.commit(transfer)
         self._give_back(call)
         del self._calls[call.id]
         call.end(view=effect.view)
@@ -184,10 +178,10 @@ class CallRunner:
         try:
             buffer, source = await fetch_state(
                 plan,
-                own=self._plane.peer_id,
-                run_id=self._plane.run_id,
+                own=self._plane.neighbours.peer_id,
+                run_id=self._plane.neighbours.run_id,
                 state_bytes=call.state.total_bytes,
-                dialable=self._plane.addresses_of,
+                dialable=self._plane.neighbours.addresses_of,
                 verify=verify,
             )
         except FetchError as error:

@@ -1,17 +1,19 @@
 """Calls of the user on their way through the I/O thread, and what they result in."""
 
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import trio
 from numpy.typing import NDArray
 
 from ringhaul.core.peer.steps import View
 from ringhaul.ids import CallId
+from ringhaul.io.buffers import BufferPool
 from ringhaul.io.ring_transfer import RingTransfer
+from ringhaul.io.signals import Signal
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.records import Signature, Strategy
 
@@ -37,13 +39,15 @@ class StateLike(Protocol):
 
 @dataclass
 class PendingCall:
-    """One call, from the caller's thread to its result. The event is set exactly once."""
+    """One call, from the caller's thread to its result. `ended` is set exactly once."""
 
     id: CallId = field(default=CallId(0), init=False)
     view: View | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
     attempts: int = field(default=1, init=False)
-    ended: threading.Event = field(default_factory=threading.Event, init=False)
+    ended: Signal = field(default_factory=Signal, init=False)
+    #: Called once, before `ended` is set: whoever waits finds its memory free.
+    let_go: Callable[[], None] | None = field(default=None, init=False)
     began_at: float = field(default_factory=time.perf_counter, init=False)
     duration_s: float = field(default=0.0, init=False)
     sent_bytes: int = field(default=0, init=False)
@@ -55,6 +59,8 @@ class PendingCall:
             self.view = view
             self.error = error
             self.duration_s = time.perf_counter() - self.began_at
+            if self.let_go is not None:
+                self.let_go()
             self.ended.set()
 
 
@@ -66,20 +72,138 @@ class AdmitCall(PendingCall):
 
 
 @dataclass
-class ReduceCall(PendingCall):
-    """An `all_reduce`, or a barrier, which has no arrays.
+class CollectiveCall(PendingCall):
+    """A collective that moves data around the ring; a barrier moves none.
 
-    `target` is where the result goes on a commit; with `out=` the ring writes to it directly.
+    Decides which memory an attempt reads and writes, and what of it becomes the caller's.
     """
 
     signature: Signature = field(kw_only=True)
     tag: str | None = None
     timeout_s: float | None = None
     own: NDArray[Any] | None = None
+    transfer: RingTransfer | None = None
+
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """The caller's arrays, and whether they are written."""
+        if self.own is not None:
+            yield self.own, False
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """Where the result of an attempt among so many is written; None: freshly allocated."""
+        raise NotImplementedError
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """The verdict is that it is done: the result becomes the caller's."""
+
+    def give_back(self, buffers: BufferPool) -> None:
+        """The call has ended: private memory is free again."""
+
+
+@dataclass
+class ReduceCall(CollectiveCall):
+    """An `all_reduce`, or a barrier, which has no arrays.
+
+    `target` is where the result goes on a commit; with `out=` the ring writes to it directly.
+    """
+
     target: NDArray[Any] | None = None
     is_in_place: bool = True
     result: NDArray[Any] | None = None
-    transfer: RingTransfer | None = None
+
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """The input is read, and written only if it is the target too."""
+        yield from super().arrays()
+        if self.target is not None:
+            yield self.target, True
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """`out`, or a buffer that the input is safe from."""
+        assert self.own is not None
+        if self.result is None:
+            self.result = self.target
+            if self.is_in_place:
+                self.result = buffers.lend(self.own.size, self.own.dtype)
+        return self.result
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """Copy to the caller's array what is not there yet."""
+        if self.is_in_place and self.result is not None:
+            assert self.target is not None
+            np.copyto(self.target, self.result)
+
+    def give_back(self, buffers: BufferPool) -> None:
+        """The private buffer may serve the next call."""
+        if self.is_in_place and self.result is not None:
+            buffers.give_back(self.result)
+            self.result = None
+
+
+@dataclass
+class BroadcastCall(ReduceCall):
+    """A `broadcast`. The root reads its array and writes nothing, unless there is an `out`."""
+
+    is_root: bool = False
+
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """In place, the root writes nothing."""
+        for array, is_written in super().arrays():
+            yield array, is_written and not (self.is_root and self.is_in_place)
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """The root sends from its own array."""
+        return self.own if self.is_root else super().result_memory(world_size, buffers)
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """Copy to the caller's array what is not there yet."""
+        if not self.is_root:
+            super().commit(transfer)
+        elif not self.is_in_place:
+            assert self.target is not None
+            np.copyto(self.target, transfer.result)
+
+
+@dataclass
+class GatherCall(CollectiveCall):
+    """An `all_gather`: as many rows as there are members; after a loss fewer are needed."""
+
+    shape: tuple[int, ...] = ()
+    out: NDArray[Any] | None = None
+    value: NDArray[Any] | None = field(default=None, init=False)
+
+    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """`out` is written."""
+        yield from super().arrays()
+        if self.out is not None:
+            yield self.out, True
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """The first rows of `out`."""
+        assert self.own is not None
+        return None if self.out is None else self.out.reshape(-1)[: world_size * self.own.size]
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """Cut the result into rows."""
+        world_size = transfer.plan.world_size
+        if self.out is not None:
+            self.value = self.out[:world_size]
+        else:
+            self.value = transfer.result.reshape(world_size, *self.shape)
+
+
+@dataclass
+class ScatterCall(CollectiveCall):
+    """A `reduce_scatter`: what this rank gets depends on its rank and on the world size."""
+
+    value: NDArray[Any] | None = field(default=None, init=False)
+
+    def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
+        """Of each attempt its own."""
+        return None
+
+    def commit(self, transfer: RingTransfer) -> None:
+        """The chunk becomes the caller's."""
+        self.value = transfer.result
 
 
 @dataclass

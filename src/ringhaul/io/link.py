@@ -4,6 +4,7 @@ Decides nothing about the protocol: whoever holds the link says what a message m
 """
 
 import contextlib
+import os
 import socket
 from collections.abc import Callable
 
@@ -63,21 +64,34 @@ class MessageLink:
     # -- without waiting ----------------------------------------------------------------------
 
     def send_nowait(self, envelope: Envelope) -> None:
-        """Queue an envelope, to be written by `run`. After a close it is ignored.
+        """Write an envelope, or queue it if others wait. After a close it is ignored.
 
-        More than `SEND_BUFFER_BYTES_MAX` in the queue end the link: the other side does not
-        read.
+        What the kernel takes goes out at once: waking the writer's task would cost as much as
+        the whole message. More than `SEND_BUFFER_BYTES_MAX` in the queue end the link: the
+        other side does not read.
         """
         if self._reason is not None:
             return
         try:
-            self._out += frame(encode(envelope))
+            data = frame(encode(envelope))
         except WireError as error:
             self.close_nowait(f"cannot be sent: {error}")
             return
+        if not self._out and not self._sending_bytes and self._write_failure is None:
+            data = data[self._write_now(data) :]
+            if not data:
+                return
+        self._out += data
         if len(self._out) + self._sending_bytes > SEND_BUFFER_BYTES_MAX:
             self._abandon(f"over {SEND_BUFFER_BYTES_MAX} bytes wait: the other side does not read")
         self._wake.set()
+
+    def _write_now(self, data: bytes) -> int:
+        """Bytes that the kernel takes without waiting. What is wrong, the writer finds out."""
+        try:
+            return os.write(self._stream.socket.fileno(), data)
+        except OSError:
+            return 0
 
     def close_nowait(self, reason: str) -> None:
         """End the link; what was sent before still goes out, for at most `CLOSE_DRAIN_S`.

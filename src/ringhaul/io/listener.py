@@ -6,7 +6,7 @@ import socket
 import trio
 
 from ringhaul import limits
-from ringhaul.io.plane import DataPlane
+from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.sockets import DataSocket, StreamEnded, close_on_fork
 from ringhaul.io.state_transfer import StateServer
 from ringhaul.wire.codec import Envelope
@@ -43,9 +43,9 @@ def open_listener(host: str | None, port: int) -> socket.socket:
 class Listener:
     """Accepts connections for as long as it runs."""
 
-    def __init__(self, sock: socket.socket, plane: DataPlane, states: StateServer) -> None:
+    def __init__(self, sock: socket.socket, neighbours: Neighbours, states: StateServer) -> None:
         self._sock = sock
-        self._plane = plane
+        self._neighbours = neighbours
         self._states = states
         self._unproved = 0
         self._refused: set[str] = set()
@@ -103,7 +103,7 @@ class Listener:
                 sock.close()
 
     async def _welcome(self, sock: DataSocket, hello: StreamHello) -> bool:
-        own = await self._plane.wait_identity()
+        own = await self._neighbours.wait_identity()
         if hello.acceptor != own:
             reason = f"this is {own}, not {hello.acceptor}"
             await sock.send_message(Envelope(message=StreamRefused(reason=reason)))
@@ -111,7 +111,7 @@ class Listener:
         if hello.link_number == 0:
             await sock.send_message(Envelope(message=StreamRefused(reason="alive")))
             return False
-        proof = await self._plane.wait_expected(hello)
+        proof = await self._neighbours.wait_expected(hello)
         await sock.send_message(Envelope(message=StreamWelcome(proof=proof)))
         return True
 
@@ -119,5 +119,5 @@ class Listener:
         answer = (await sock.receive_message()).message
         if not isinstance(answer, StreamChosen):
             raise StreamEnded(f"{type(answer).__name__} after the welcome")
-        self._plane.add_incoming(hello, sock)
+        self._neighbours.add_incoming(hello, sock)
         return True

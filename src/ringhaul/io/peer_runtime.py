@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import trio
 
 from ringhaul import limits
@@ -25,6 +26,7 @@ from ringhaul.io.dial import is_loopback, local_hosts
 from ringhaul.io.link import MessageLink
 from ringhaul.io.listener import Listener, open_listener
 from ringhaul.io.plane import DataPlane
+from ringhaul.io.signals import Signal
 from ringhaul.io.sockets import close_on_fork
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Outcome
@@ -45,7 +47,7 @@ class PeerRuntime:
         host: str,
         port: int,
         options: PeerOptions,
-        streams: int,
+        streams: int | None,
         listen: tuple[str | None, int],
         advertise: tuple[tuple[str, int | None], ...],
     ) -> None:
@@ -56,8 +58,10 @@ class PeerRuntime:
         self._options = options
         self.peer_id = PeerId("")
         self.view: View | None = None
-        self.joined = threading.Event()
+        self.joined = Signal()
         self.stopped = threading.Event()
+        #: The last that the thread does.
+        self.ended = Signal()
         self.error: RinghaulError | None = None
         self._calls = CallRunner(self._step)
         self._events: deque[Event] = deque()
@@ -96,6 +100,13 @@ class PeerRuntime:
         if not self._post(act):
             call.end(error=self._closed_error())
 
+    def skip(self, skipped: Callable[[], steps.CallsSkipped]) -> None:
+        """Have calls count as made that never will be; before any call handed over later.
+
+        `skipped` is asked in the I/O thread, when all that were handed over before are known.
+        """
+        self._post(lambda: self._step(skipped()))
+
     def close(self, wait_s: float = limits.GOODBYE_S + 3.0) -> None:
         """Leave in an orderly way; returns when the thread has ended, or after `wait_s`."""
         with self._lock:
@@ -126,6 +137,7 @@ class PeerRuntime:
     # -- the thread ---------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
+        np.seterr(all="ignore")  # sums overflow to infinity; once, not per segment
         try:
             trio.run(self._main)
         except BaseException as error:  # our bug: callers must not wait for ever
@@ -139,6 +151,7 @@ class PeerRuntime:
                 self._token = None
             self._calls.end_all(self.error)
             self.joined.set()
+            self.ended.set()
 
     async def _main(self) -> None:
         try:
@@ -157,8 +170,9 @@ class PeerRuntime:
                     coordinator_host=self._host,
                 )
                 self._calls.open(nursery, self.plane)
-                listener = Listener(listening, self.plane, self._calls.states)
+                listener = Listener(listening, self.plane.neighbours, self._calls.states)
                 self._machine = Peer(await self._find_addresses(listening))
+                nursery.start_soon(self.plane.run)
                 nursery.start_soon(listener.run, nursery)
                 nursery.start_soon(self._keep_time)
                 with self._lock:
@@ -221,7 +235,7 @@ class PeerRuntime:
             case steps.Dial():
                 self._nursery.start_soon(self._dial_coordinator)
             case steps.MakeLinks(proposal):
-                self.plane.make_links(proposal)
+                self.plane.neighbours.make_links(proposal)
             case steps.UseRing(generation):
                 self.plane.use_ring(generation)
             case steps.ForgetKey(key):
@@ -262,7 +276,9 @@ class PeerRuntime:
         # a forked child that kept this socket would make a killed process seem connected
         sock = close_on_fork(socket.socket(fileno=opened.socket.detach()))
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        self.plane.own_host_is_loopback = is_loopback(str(stream.socket.getsockname()[0]))
+        self.plane.neighbours.own_host_is_loopback = is_loopback(
+            str(stream.socket.getsockname()[0])
+        )
         self._link_count += 1
         link_id = LinkId(self._link_count)
         link = MessageLink(stream)
@@ -271,7 +287,7 @@ class PeerRuntime:
 
         def handle(envelope: Envelope) -> None:
             self._step(Received(link_id, envelope))
-            self.plane.identify(self._machine.state.peer_id, self._machine.state.run_id)
+            self.plane.neighbours.identify(self._machine.state.peer_id, self._machine.state.run_id)
 
         reason = await link.run(handle)
         del self._links[link_id]

@@ -1,52 +1,72 @@
-"""One attempt of an all-reduce on one rank: what arrives is reduced, stored and passed on.
+"""One attempt of a ring collective on one rank: what arrives is reduced, stored, passed on.
 
-Executes a `RingPlan`. Every segment is placed and added at most once. Decides nothing about
-streams or verdicts, and never waits.
+Executes a `RingPlan`, whichever collective it is of. Every segment is placed and added at
+most once. Decides nothing about streams or verdicts, and never waits.
 """
 
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ringhaul.ids import CallId, Generation, OpKey, Rank, ReduceOp
-from ringhaul.ring.plan import Phase, plan_ring
+from ringhaul.ids import CallId, Generation, OpKey, Rank
+from ringhaul.io.transfer import Segment, Transfer, TransferKey, as_bytes
+from ringhaul.ring import plan as plans
+from ringhaul.ring.plan import Phase, RingPlan, plan_ring
 from ringhaul.ring.reduce import Kernel
-from ringhaul.wire.records import Signature
-from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, WireKey
+from ringhaul.wire.records import CollectiveKind, Signature
+from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, WireKey, pack_header
 
-TransferKey = tuple[int, int]  # tag hash, ordinal
+__all__ = ["RingTransfer", "Segment", "Transfer", "TransferKey", "as_bytes"]
 
 _PHASES = {
     SegmentKind.REDUCE_SCATTER: Phase.REDUCE_SCATTER,
     SegmentKind.ALL_GATHER: Phase.ALL_GATHER,
 }
+_KINDS = {phase: kind for kind, phase in _PHASES.items()}
+_PHASES_OF = {
+    CollectiveKind.ALL_REDUCE: plans.ALL_REDUCE,
+    CollectiveKind.REDUCE_SCATTER: plans.REDUCE_SCATTER,
+    CollectiveKind.ALL_GATHER: plans.ALL_GATHER,
+    CollectiveKind.BROADCAST: plans.ALL_GATHER,
+}
 
 
-def as_bytes(array: NDArray[Any]) -> memoryview:
-    """The memory of a contiguous one-dimensional array; works for bfloat16 too."""
-    return array.view(np.uint8).data if array.size else memoryview(b"")
+@lru_cache(maxsize=1024)
+def _short(signature: Signature) -> int:
+    """What headers carry of a signature."""
+    return zlib.crc32(str(signature).encode())
 
 
-class Segment:
-    """A segment that is ready to be sent."""
+class _Chunk(NamedTuple):
+    """What is the same for all segments of a chunk in a phase that this rank receives."""
 
-    __slots__ = ("header", "transfer", "view")
-
-    def __init__(self, header: bytes, view: memoryview, transfer: "RingTransfer") -> None:
-        self.header = header
-        self.view = view
-        self.transfer = transfer
+    start: int
+    stop: int
+    #: Number of its first segment in the bitmap, and of the first that is not of it.
+    bit: int
+    bit_stop: int
+    itemsize: int
+    #: Whether the next rank is sent what comes of a segment, and as what.
+    passes_on: bool
+    next_kind: SegmentKind
+    #: The reduction of its segments ends here.
+    is_final: bool
 
 
 class RingTransfer:
-    """Moves one array around the ring.
+    """Moves arrays around the ring. Who runs it switches floating-point warnings off.
 
     Args:
-        own: shape (n,), this rank's values; only read.
-        result: shape (n,), the same dtype; written while data arrive. May not be `own`.
+        own: of one dimension, this rank's values; only read. All ranks have as many. Only the
+            dtype and size of it matter where a broadcast comes from another rank.
+        result: of one dimension, with `RingPlan.result_bounds` elements of the same dtype;
+            written while data arrive; allocated if it is None. It may be `own` only where
+            nothing is written: at the root of a broadcast.
+        root: the rank that a broadcast starts from.
     """
 
     def __init__(
@@ -59,20 +79,48 @@ class RingTransfer:
         world_size: int,
         signature: Signature,
         own: NDArray[Any],
-        result: NDArray[Any],
+        result: NDArray[Any] | None = None,
+        root: Rank | None = None,
     ) -> None:
         self.call = call
         self.generation = generation
         wire_key = WireKey(key)
         self.key: TransferKey = (wire_key.tag_hash, wire_key.ordinal)
-        self.signature = zlib.crc32(str(signature).encode())
-        self._kernel = Kernel(signature.op or ReduceOp.SUM, own.dtype, world_size)
-        wide = self._kernel.accumulate_dtype
-        self.plan = plan_ring(rank, world_size, own.size, wide.itemsize)
+        self.signature = _short(signature)
+        self._kernel: Kernel | None = None
+        wide = own.dtype
+        if signature.op is not None:
+            self._kernel = Kernel(signature.op, own.dtype, world_size)
+            wide = self._kernel.accumulate_dtype
+        self._wide = wide
+        #: Without a cast or a division the bare ufunc does it, with less Python per segment.
+        self._combine = self._kernel.plain_ufunc if self._kernel else None
+        count = own.size
+        if signature.kind is CollectiveKind.ALL_GATHER:
+            count *= world_size
+        phases = _PHASES_OF[signature.kind]
+        self.plan: RingPlan = plan_ring(rank, world_size, count, wide.itemsize, phases, root)
         self._own = own
-        self._result = result
-        self._partial = np.empty(own.size, wide) if self._kernel.is_widening else result
-        self._places: dict[tuple[SegmentKind, int, int, int], tuple[int, int, int]] = {}
+        self._own_start, _ = self.plan.own_bounds
+        self._result_start, stop = self.plan.result_bounds
+        if result is None:
+            result = np.empty(stop - self._result_start, own.dtype)
+        assert result.size == stop - self._result_start, (result.size, self.plan)
+        self.result = result
+        self._result_bytes = as_bytes(result)
+        self._own_bytes = as_bytes(own)
+        self._itemsize = own.dtype.itemsize
+        #: Partial results go where the result will be, if that is as large and as wide.
+        self._has_room = phases == plans.ALL_REDUCE and wide == own.dtype
+        #: The chunk with whose segments the rank's own are stored: while others are on their
+        #: way, not before the first is sent.
+        self._store_own_with = -1
+        if signature.kind is CollectiveKind.ALL_GATHER and world_size > 1:
+            self._store_own_with = self.plan.first_chunk
+        self._chunks: dict[tuple[SegmentKind, int], _Chunk] = {}
+        #: The last segment that was asked for: it is, several times in a row.
+        self._header: SegmentHeader | None = None
+        self._found: tuple[int, int, int] | None = None
         self._received = bytearray(self.plan.bitmap_size)
         self._missing_count = self.plan.expected_segment_count
         self.sent_bytes = 0
@@ -84,94 +132,146 @@ class RingTransfer:
         return self._missing_count == 0
 
     def first_segments(self) -> Iterator[Segment]:
-        """What this rank sends unasked: its own values of one chunk."""
-        if self.plan.world_size == 1:
-            np.copyto(self._result, self._own)
-            return
-        chunk = self.plan.first_chunk
-        for index in range(self.plan.segment_count(chunk)):
-            start, stop = self.plan.segment_bounds(chunk, index)
-            values = self._own[start:stop]
-            if self._kernel.is_widening:
-                self._kernel.widen(values, self._partial[start:stop])
-                values = self._partial[start:stop]
-            yield self._segment(SegmentKind.REDUCE_SCATTER, chunk, index, values)
+        """What this rank sends unasked: its own values."""
+        if self.plan.world_size == 1 and self.result is not self._own:
+            np.copyto(self.result, self._own)
+        for phase, chunk in self.plan.begins_with:
+            for index in range(self.plan.segment_count(chunk)):
+                start, stop = self.plan.segment_bounds(chunk, index)
+                first, end = start - self._own_start, stop - self._own_start
+                if phase is Phase.REDUCE_SCATTER and self._wide != self._own.dtype:
+                    assert self._kernel is not None
+                    wide = self._partial(start, stop)
+                    self._kernel.widen(self._own[first:end], wide)
+                    view = as_bytes(wide)
+                else:
+                    view = self._own_bytes[first * self._itemsize : end * self._itemsize]
+                yield self._segment(_KINDS[phase], chunk, index, view)
 
-    def _segment(self, kind: SegmentKind, chunk: int, index: int, values: NDArray[Any]) -> Segment:
-        view = as_bytes(values)
-        header = SegmentHeader(
-            kind,
-            self.generation,
-            self.key[0],
-            self.key[1],
-            self.signature,
-            chunk,
-            index,
-            len(view),
+    def _segment(self, kind: SegmentKind, chunk: int, index: int, view: memoryview) -> Segment:
+        size = len(view)
+        tag_hash, ordinal = self.key
+        header = pack_header(
+            kind, self.generation, tag_hash, ordinal, self.signature, chunk, index, size
         )
-        self.sent_bytes += len(view)
-        return Segment(header.pack(), view, self)
+        self.sent_bytes += size
+        return Segment(header, view, self)
+
+    def _partial(self, start: int, stop: int) -> NDArray[Any]:
+        """Memory for partial results of one segment; freed when it is sent."""
+        return self.result[start:stop] if self._has_room else np.empty(stop - start, self._wide)
 
     def expects(self, header: SegmentHeader) -> bool:
         """Does the segment fit the plan, and is it not here yet?"""
-        if header.signature != self.signature:
-            return False
-        place = self._place_of(header)
-        return place is not None and not self._received[place[2]]
+        found = self._find(header)
+        return found is not None and not self._received[found[2]]
 
-    def _place_of(self, header: SegmentHeader) -> tuple[int, int, int] | None:
-        """First element, end, and bit of a segment; None if the plan has no such segment."""
-        at = (header.kind, header.chunk, header.segment, header.payload_bytes)
-        found = self._places.get(at)
-        if found is None:
-            phase = _PHASES[header.kind]
-            if not self.plan.receives_segment(phase, header.chunk, header.segment):
-                return None
-            start, stop = self.plan.segment_bounds(header.chunk, header.segment)
-            dtype = self._partial.dtype if phase is Phase.REDUCE_SCATTER else self._result.dtype
-            if header.payload_bytes != (stop - start) * dtype.itemsize:
-                return None
-            bit = self.plan.segment_index(phase, header.chunk, header.segment)
-            self._places.clear()  # asked for several times in a row, then never again
-            found = self._places[at] = (start, stop, bit)
+    def _find(self, header: SegmentHeader) -> tuple[int, int, int] | None:
+        """First element, end, and bit of a segment; None if it is not of this transfer."""
+        if header is not self._header:
+            self._header = header
+            self._found = self._locate(header)
+        return self._found
+
+    def _locate(self, header: SegmentHeader) -> tuple[int, int, int] | None:
+        if header.signature != self.signature:
+            return None
+        chunk = self._chunks.get((header.kind, header.chunk)) or self._chunk_of(header)
+        if chunk is None:
+            return None
+        bit = chunk.bit + header.segment
+        start = chunk.start + header.segment * self.plan.segment_elements
+        stop = min(start + self.plan.segment_elements, chunk.stop)
+        if bit >= chunk.bit_stop or header.payload_bytes != (stop - start) * chunk.itemsize:
+            return None
+        return start, stop, bit
+
+    def _chunk_of(self, header: SegmentHeader) -> _Chunk | None:
+        """Look up a chunk in the plan; None if this rank does not receive any of it."""
+        phase, chunk = _PHASES[header.kind], header.chunk
+        if not self.plan.receives_segment(phase, chunk, 0):
+            return None
+        start, stop = self.plan.chunk_bounds(chunk)
+        bit = self.plan.segment_index(phase, chunk, 0)
+        dtype = self._wide if phase is Phase.REDUCE_SCATTER else self.result.dtype
+        is_final = phase is Phase.REDUCE_SCATTER and chunk == self.plan.owned_chunk
+        found = _Chunk(
+            start,
+            stop,
+            bit,
+            bit + self.plan.segment_count(chunk),
+            dtype.itemsize,
+            self.plan.passes_on(Phase.ALL_GATHER if is_final else phase, chunk),
+            SegmentKind.ALL_GATHER if is_final else header.kind,
+            is_final,
+        )
+        self._chunks[header.kind, chunk] = found
         return found
 
     def place(self, header: SegmentHeader) -> memoryview | None:
         """Where the payload may be read to directly; None: into scratch first."""
         if header.kind is not SegmentKind.ALL_GATHER:
             return None
-        place = self._place_of(header)
-        assert place is not None
-        return as_bytes(self._result[place[0] : place[1]])
+        found = self._find(header)
+        assert found is not None
+        return self._result_bytes[found[0] * self._itemsize : found[1] * self._itemsize]
 
     def accept(self, header: SegmentHeader, payload: memoryview | None) -> Segment | None:
         """Take a segment that is whole; return what is to be passed on.
 
         `payload` is None if it was read to where `place` said.
         """
-        place = self._place_of(header)
-        if place is None or self._received[place[2]]:
+        found = self._find(header)
+        if found is None or self._received[found[2]]:
             return None  # came twice
-        start, stop, bit = place
-        phase = _PHASES[header.kind]
-        chunk, index = header.chunk, header.segment
+        start, stop, bit = found
         self._received[bit] = 1
         self._missing_count -= 1
         self.received_bytes += header.payload_bytes
-        if phase is Phase.ALL_GATHER:
-            result = self._result[start:stop]
-            if payload is not None:
-                as_bytes(result)[:] = payload
-            if not self.plan.passes_on(phase, chunk):
-                return None
-            return self._segment(SegmentKind.ALL_GATHER, chunk, index, result)
+        if header.kind is SegmentKind.ALL_GATHER:
+            return self._store(header, start, stop, payload)
         assert payload is not None
-        received = np.frombuffer(payload, dtype=np.uint8).view(self._partial.dtype)
+        return self._reduce(header, start, stop, payload)
+
+    def _store(
+        self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None
+    ) -> Segment | None:
+        view = self._result_bytes[start * self._itemsize : stop * self._itemsize]
+        if payload is not None:
+            view[:] = payload
+        chunk, index = header.chunk, header.segment
+        if chunk == self._store_own_with:  # as long as the rank's own
+            own_start, own_stop = self.plan.segment_bounds(self.plan.rank, index)
+            self.result[own_start:own_stop] = self._own[
+                own_start - self._own_start : own_stop - self._own_start
+            ]
+        if not self._chunks[header.kind, chunk].passes_on:
+            return None
+        return self._segment(SegmentKind.ALL_GATHER, chunk, index, view)
+
+    def _reduce(
+        self, header: SegmentHeader, start: int, stop: int, payload: memoryview
+    ) -> Segment | None:
+        assert self._kernel is not None
+        received = np.frombuffer(payload, self._wide)
         own = self._own[start:stop]
-        if chunk == self.plan.owned_chunk:
-            result = self._result[start:stop]
-            self._kernel.finish(received, own, result)
-            return self._segment(SegmentKind.ALL_GATHER, chunk, index, result)
-        partial = self._partial[start:stop]
-        self._kernel.combine(received, own, partial)
-        return self._segment(SegmentKind.REDUCE_SCATTER, chunk, index, partial)
+        chunk = self._chunks[header.kind, header.chunk]
+        if chunk.is_final:
+            start -= self._result_start
+            stop -= self._result_start
+            out = self.result[start:stop]
+            if self._combine is not None and self._kernel.is_plain_finish:
+                self._combine(received, own, out=out)
+            else:
+                self._kernel.finish(received, own, out)
+            if not chunk.passes_on:
+                return None
+            view = self._result_bytes[start * self._itemsize : stop * self._itemsize]
+        else:
+            out = self._partial(start, stop)
+            if self._combine is not None:
+                self._combine(received, own, out=out)
+            else:
+                self._kernel.combine(received, own, out)
+            view = as_bytes(out)
+        return self._segment(chunk.next_kind, header.chunk, header.segment, view)

@@ -11,22 +11,50 @@ import socket
 import struct
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import trio
 
 from ringhaul.errors import WireError
+from ringhaul.limits import LONG_ROUND_TRIP_S, NOT_SENT_BYTES
 from ringhaul.wire.codec import Envelope, decode, encode
 from ringhaul.wire.framing import LENGTH_BYTES, frame
 
 #: Handshake messages are short; whoever sends a longer one is no peer.
 _HANDSHAKE_BYTES_MAX = 16 * 1024
 _USER_TIMEOUT_MS = 20_000
+_TCP_INFO_BYTES = 192
 _open: "weakref.WeakSet[DataSocket]" = weakref.WeakSet()
 
 
 class StreamEnded(Exception):
     """The other side closed or reset the connection, or sent what is no message."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpInfo:
+    """What the kernel knows of a connection (Linux, `struct tcp_info`)."""
+
+    round_trip_s: float
+    acknowledged_bytes: int
+    #: Share of the busy time in which a window or a buffer held the sender back.
+    window_limited: float
+
+    @staticmethod
+    def parse(data: bytes) -> "TcpInfo | None":
+        """None if the kernel is too old to say all of it."""
+        if len(data) < _TCP_INFO_BYTES:
+            return None
+        (smoothed_us,) = struct.unpack_from("I", data, 68)
+        (least_us,) = struct.unpack_from("I", data, 148)
+        (acknowledged,) = struct.unpack_from("Q", data, 120)
+        busy, receive_limited, send_limited = struct.unpack_from("3Q", data, 168)
+        return TcpInfo(
+            (least_us or smoothed_us) / 1e6,
+            acknowledged,
+            (receive_limited + send_limited) / max(busy, 1),
+        )
 
 
 class DataSocket:
@@ -43,13 +71,17 @@ class DataSocket:
         self._low_water_bytes = 1
         _open.add(self)
 
+    def fileno(self) -> int:
+        """The descriptor, for a selector."""
+        return self._sock.fileno()
+
     async def receive_into(self, view: memoryview) -> int:
         """Read at least one byte; the view is not held while waiting."""
         while True:
             try:
                 count = self._sock.recv_into(view)
             except BlockingIOError:
-                await self.wait_received(1)
+                await self.wait_readable()
             except OSError as error:
                 raise StreamEnded(f"reset: {error.strerror or error}") from None
             else:
@@ -57,10 +89,10 @@ class DataSocket:
                     raise StreamEnded("closed by the other side")
                 return count
 
-    def receive_nowait(self, view: memoryview) -> int:
-        """Read what is there; 0 if nothing is."""
+    def receive_nowait(self, views: Sequence[memoryview]) -> int:
+        """Read what is there into the views, one after the other; 0 if nothing is."""
         try:
-            count = self._sock.recv_into(view)
+            count = self._sock.recvmsg_into(views)[0]
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -69,12 +101,8 @@ class DataSocket:
             raise StreamEnded("closed by the other side")
         return count
 
-    async def wait_received(self, wanted_bytes: int) -> None:
-        """Wait until so much can be read at once, or the stream has ended."""
-        self._set_low_water(wanted_bytes)
-        await self._wait(trio.lowlevel.wait_readable)
-
-    def _set_low_water(self, count: int) -> None:
+    def set_low_water(self, count: int) -> None:
+        """Be ready for reading only when so much is there, or the stream has ended."""
         if count != self._low_water_bytes and not self.is_closed:
             self._low_water_bytes = count
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
@@ -138,6 +166,27 @@ class DataSocket:
             return decode(await self.receive_exactly(length))
         except WireError as error:
             raise StreamEnded(f"not a message: {error}") from None
+
+    def tcp_info(self) -> TcpInfo | None:
+        """What the kernel has measured; None where it does not tell."""
+        if self.is_closed or sys.platform != "linux":
+            return None
+        try:
+            data = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except OSError:
+            return None
+        return TcpInfo.parse(data)
+
+    def tune(self) -> None:
+        """Get ready for bulk data; called once it is known whom the stream leads to."""
+        if sys.platform != "linux":
+            return
+        info = self.tcp_info()
+        with contextlib.suppress(OSError):
+            if info is not None and info.round_trip_s > LONG_ROUND_TRIP_S:
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
 
     def close(self) -> None:
         """Close; who waits on the socket is woken."""

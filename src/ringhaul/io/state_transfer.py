@@ -124,7 +124,7 @@ async def _receive(sock: DataSocket, offer: object, state_bytes: int) -> bytearr
     filled = 0
     while filled < state_bytes:
         end = min(filled + limits.STATE_BLOCK_BYTES, state_bytes)
-        count = sock.receive_nowait(view[filled:end])
+        count = sock.receive_nowait((view[filled:end],))
         if count == 0:
             with trio.move_on_after(limits.SILENCE_BUSY_S) as scope:
                 await sock.wait_readable()

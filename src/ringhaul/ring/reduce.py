@@ -5,6 +5,7 @@ are always combined as received-then-own, on one path per chunk, so all ranks ge
 bits. Knows nothing of segments, ranks or memory that is not handed in.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,12 @@ def element_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """
     if isinstance(dtype, str) and dtype in _SUPPORTED:
         return _SUPPORTED[dtype]
-    given = np.dtype(dtype)
+    return _known(np.dtype(dtype))[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _known(given: np.dtype[Any]) -> tuple[np.dtype[Any], str]:
+    """A supported dtype and its name, which NumPy puts together anew each time it is asked."""
     supported = _SUPPORTED.get(given.name)
     if supported is None:
         raise TypeError(f"dtype {given.name} cannot be reduced; use one of {', '.join(_SUPPORTED)}")
@@ -53,7 +59,7 @@ def element_dtype(dtype: DTypeLike) -> np.dtype[Any]:
             f"{given.name} in foreign byte order ({given.str}) cannot be reduced; convert the "
             f"array with astype({given.name!r}) first"
         )
-    return supported
+    return supported, supported.name
 
 
 def dtype_name(dtype: DTypeLike) -> str:
@@ -62,7 +68,7 @@ def dtype_name(dtype: DTypeLike) -> str:
     Raises:
         TypeError: as for `element_dtype`.
     """
-    return element_dtype(dtype).name
+    return _known(dtype if isinstance(dtype, np.dtype) else element_dtype(dtype))[1]
 
 
 def accumulate_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -81,10 +87,10 @@ def check_op(op: ReduceOp, dtype: DTypeLike) -> None:
     Raises:
         TypeError: the message says what to call instead.
     """
-    name = dtype_name(dtype)
-    if op is ReduceOp.AVG and element_dtype(dtype).kind in "iu":
+    own = element_dtype(dtype)
+    if op is ReduceOp.AVG and own.kind in "iu":
         raise TypeError(
-            f'op "avg" of {name} would have to round; use op "sum" and divide by world_size '
+            f'op "avg" of {own.name} would have to round; use op "sum" and divide by world_size '
             "as you like it, or cast the array to a float dtype first"
         )
 
@@ -124,6 +130,16 @@ class Kernel:
     def is_widening(self) -> bool:
         """Whether partial results are wider than the array; if not, own values travel as is."""
         return self.accumulate_dtype != self.dtype
+
+    @property
+    def plain_ufunc(self) -> np.ufunc | None:
+        """The ufunc that `combine` amounts to, if there is nothing to widen."""
+        return None if self.is_widening else self._ufunc
+
+    @property
+    def is_plain_finish(self) -> bool:
+        """Whether `finish` does no more than `combine`: nothing to divide, widen or round."""
+        return self._divisor is None and not self.is_widening
 
     def widen(self, own: NDArray[Any], out: NDArray[Any]) -> None:
         """Write own values in the accumulate dtype; exact."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ringhaul.core.peer.steps import View
 from ringhaul.errors import RinghaulError
-from ringhaul.ids import OnLoss, ReduceOp
+from ringhaul.ids import OnLoss, PeerId, ReduceOp
 from ringhaul.testing.data_plane import Value
 from ringhaul.wire.records import CollectiveKind, Signature, StateReport, Strategy
 
@@ -53,6 +53,10 @@ AGREE = Signature(kind=CollectiveKind.ALL_REDUCE, op=ReduceOp.MAX, dtype="int64"
 BARRIER = Signature(kind=CollectiveKind.BARRIER)
 SYNC = Signature(kind=CollectiveKind.SYNC_STATE, layout="sim")
 SUM = Signature(kind=CollectiveKind.ALL_REDUCE, op=ReduceOp.SUM, dtype="float32", element_count=8)
+GATHER = replace(SUM, kind=CollectiveKind.ALL_GATHER, op=None)
+SCATTER = replace(SUM, kind=CollectiveKind.REDUCE_SCATTER)
+#: Values are these times the peer's index, plus the round.
+ROUNDS_MAX = 1000
 
 Script = Generator[list[Request], list[Result], None]
 
@@ -65,6 +69,8 @@ class Application:
         self._seed = seed
         self._admits_twice = admits_twice
         self._round = 0
+        #: What the last call that told it said of the ring: the same on all members.
+        self._ring: tuple[PeerId, ...] = ()
         self._has_admitted = False
         self._revision = 0
         self._content = hashlib.blake2b(f"p{process.index}".encode(), digest_size=16).digest()
@@ -85,6 +91,7 @@ class Application:
                     yield [ADMIT]
                 continue
             self._round = max(value for _, value in agreed.value)
+            self._note_ring([agreed])
             is_clean, is_short = yield from self._do_round()
             if is_short:
                 yield [ADMIT]
@@ -115,6 +122,7 @@ class Application:
             if admits_in_flight and number == batch_count - 1:
                 batch.append(ADMIT)
             results = yield batch
+            self._note_ring(results)
             for request, result in zip(batch, results, strict=True):
                 if result.error is not None:
                     is_clean = False
@@ -124,6 +132,11 @@ class Application:
                 return False, True
         return is_clean, False
 
+    def _note_ring(self, results: list[Result]) -> None:
+        for result in results:
+            if result.view is not None:
+                self._ring = result.view.ring_order
+
     def _pick(self, dice: random.Random) -> Request:
         tag = dice.choice((None, None, "a", "b"))
         on_loss = OnLoss.RAISE if dice.random() < 0.25 else OnLoss.RETRY
@@ -132,8 +145,14 @@ class Application:
             return Request(replace(BARRIER, on_loss=on_loss), tag)
         if kind < 0.35:
             return Request(SYNC, tag, state=self._report())
-        value = self._process.index * 1000 + self._round
-        return Request(replace(SUM, on_loss=on_loss), tag, value)
+        value = self._process.index * ROUNDS_MAX + self._round
+        if kind < 0.6:
+            # by a rank, as the program sees it: it may be lost meanwhile
+            root = self._ring[self._round % len(self._ring)]
+            signature = replace(GATHER, kind=CollectiveKind.BROADCAST, root=root)
+        else:
+            signature = GATHER if kind < 0.7 else SCATTER if kind < 0.8 else SUM
+        return Request(replace(signature, on_loss=on_loss), tag, value)
 
     def _report(self) -> StateReport:
         revision = self._revision + 1

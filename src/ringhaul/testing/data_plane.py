@@ -1,7 +1,8 @@
 """Simulated data links, transfers around the ring, and fetching of state.
 
-A transfer needs all members of its generation and all links of its ring. Its result is the
-tuple of (peer, value) in ring order, so that an oracle can tell who contributed what.
+A member's part of a transfer needs all members of its generation and all links of its ring;
+of a broadcast, those from the root to it. Its result is the tuple of (peer, value), in ring
+order, of those who put something in, so that an oracle can tell who contributed what.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ _Attempt = tuple[int, Generation, OpKey]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Posted:
+    """A member's part of an attempt."""
+
     process: Process
     call: CallId
     value: int
+    #: Whose parts it needs, its own too: of a broadcast all from the root to it.
+    path: tuple[PeerId, ...]
+    is_cast: bool
 
 
 class DataPlane:
@@ -159,30 +165,38 @@ class DataPlane:
     # -- transfers ----------------------------------------------------------------------------
 
     def begin(self, process: Process, effect: BeginTransfer, value: int) -> None:
-        """A member's part of a transfer may move; it ends once all have begun."""
+        """A member's part of a transfer may move; it ends once all that it needs have begun."""
         attempt = (process.group, effect.generation, effect.key)
         ring = self._rings[attempt[:2]]
         assert ring[effect.rank] == process.peer_id
         assert len(ring) == effect.world_size
+        path = ring
+        if effect.root is not None:
+            count = (effect.rank - effect.root) % len(ring) + 1
+            path = (ring[effect.root :] + ring[: effect.root])[:count]
         posted = self._posted.setdefault(attempt, {})
-        posted[process.peer_id] = _Posted(process, effect.call, value)
+        is_cast = effect.root is not None
+        posted[process.peer_id] = _Posted(process, effect.call, value, path, is_cast)
         process.posted[effect.call] = attempt
-        if len(posted) == len(ring):
-            result = tuple((peer_id, posted[peer_id].value) for peer_id in ring)
-            for each in posted.values():
+        for each in posted.values():
+            if process.peer_id in each.path and all(p in posted for p in each.path):
+                sources = each.path[:1] if is_cast else each.path
+                result = tuple((peer_id, posted[peer_id].value) for peer_id in sources)
                 self._world.agenda.after(
                     self._transfer_s(),
-                    lambda each=each: self._complete(attempt, each, result),  # type: ignore[misc]
+                    lambda each=each, result=result: self._complete(  # type: ignore[misc]
+                        attempt, each, result
+                    ),
                 )
 
     def _complete(self, attempt: _Attempt, posted: _Posted, result: Value) -> None:
         process = posted.process
         if not process.is_alive or process.posted.get(posted.call) != attempt:
             return
-        if not self._is_intact(attempt):
+        if not self._is_intact(attempt, posted):
             if self._world.agenda.chance(0.5):
                 return  # what it needs got lost
-        elif any(self._world.by_id[p].is_paused for p in self._rings[attempt[:2]]):
+        elif any(self._world.by_id[p].is_paused for p in posted.path):
             self._world.agenda.after(0.3, lambda: self._complete(attempt, posted, result))
             return
         process.results[posted.call] = result
@@ -191,14 +205,13 @@ class DataPlane:
             digest = bytes(16)
         process.deliver(TransferDone(posted.call, attempt[1], digest))
 
-    def _is_intact(self, attempt: _Attempt) -> bool:
-        ring = [self._world.by_id[p] for p in self._rings[attempt[:2]]]
-        linked = all(
-            (process, ring[(rank + 1) % len(ring)]) in self.up for rank, process in enumerate(ring)
-        )
-        posted = self._posted.get(attempt, {})
-        here = all(p.is_alive and p.peer_id in posted for p in ring)
-        return here and (linked or len(ring) == 1)
+    def _is_intact(self, attempt: _Attempt, posted: _Posted) -> bool:
+        path = [self._world.by_id[p] for p in posted.path]
+        after = path[1:] if posted.is_cast else path[1:] + path[:1]
+        linked = all(pair in self.up for pair in zip(path, after, strict=False))
+        others = self._posted.get(attempt, {})
+        here = all(p.is_alive and p.peer_id in others for p in path)
+        return here and (linked or len(path) == 1)
 
     def drop(self, process: Process, call: CallId) -> None:
         """An attempt ended, one way or the other."""

@@ -38,6 +38,8 @@ RARE_PATHS = (
     "committed with a contributor that is gone",
     "finished, then aborted",
     "came to a key that had failed",
+    "root lost in the middle",
+    "root lost before the call",
     "below min_world_size",
     "state fetched",
     "killed between two effects",

@@ -38,8 +38,8 @@ from ringhaul.errors import (
     RinghaulError,
     StateError,
 )
-from ringhaul.ids import CallId, Generation, OpKey, PeerId
-from ringhaul.testing.application import Application, Request, Result, Script
+from ringhaul.ids import CallId, Generation, OnLoss, OpKey, PeerId
+from ringhaul.testing.application import ROUNDS_MAX, Application, Request, Result, Script
 from ringhaul.testing.control_plane import Connection
 from ringhaul.testing.data_plane import Value
 from ringhaul.testing.ledger import OracleError
@@ -48,6 +48,9 @@ from ringhaul.wire.records import Address, CollectiveKind
 
 if TYPE_CHECKING:
     from ringhaul.testing.simulator import World
+
+
+_WITHOUT_VALUE = (CollectiveKind.BARRIER, CollectiveKind.SYNC_STATE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -305,6 +308,7 @@ class Process:
         outcome: tuple[object, ...]
         if result.error is not None:
             self._check_error(result.error, result)
+            self._check_retried(call, result.error, result)
             outcome = ("failed", type(result.error), result.view)
         else:
             outcome = ("committed", result.view, result.value)
@@ -318,11 +322,32 @@ class Process:
         assert call.request.signature is not None
         if any(not self._world.by_id[p].is_alive for p in result.view.ring_order):
             self._world.ledger.seen["committed with a contributor that is gone"] += 1
-        if call.request.signature.kind is CollectiveKind.ALL_REDUCE:
+        own, root = call.request.value, call.request.signature.root
+        if root is not None:
+            wanted = self._world.by_id[root].index * ROUNDS_MAX + own % ROUNDS_MAX
+            if result.value != ((root, wanted),) or root not in result.view.ring_order:
+                raise OracleError(f"{self.name}: {root} is the root of {result}")
+        elif call.request.signature.kind not in _WITHOUT_VALUE:
             if tuple(p for p, _ in result.value) != result.view.ring_order:
                 raise OracleError(f"{self.name}: {result.value} by {result.view.ring_order}")
-            if dict(result.value)[self.peer_id] != call.request.value:
+            if dict(result.value)[self.peer_id] != own:
                 raise OracleError(f"{self.name}: its own value is not in {result.value}")
+
+    def _check_retried(self, call: _Call, error: RinghaulError, result: Result) -> None:
+        """A loss is no error under `retry`, unless nobody can do what the lost one did."""
+        signature = call.request.signature
+        if not isinstance(error, CollectiveAborted) or "was lost" not in str(error):
+            return
+        assert signature is not None
+        assert result.view is not None
+        is_root = error.peers == (signature.root,)
+        if signature.root in result.view.ring_order and signature.on_loss is OnLoss.RETRY:
+            raise OracleError(f"{self.name}: {signature.root} is a member, but {error}")
+        if not is_root and signature.on_loss is OnLoss.RETRY:
+            raise OracleError(f"{self.name}: {signature} was not run again: {error}")
+        if is_root:
+            when = "before the call" if "before the call" in str(error) else "in the middle"
+            self._world.ledger.seen[f"root lost {when}"] += 1
 
     def _check_error(self, error: RinghaulError, result: Result) -> None:
         world = self._world

@@ -174,12 +174,27 @@ def record_of(record: type) -> Reader:
     return read
 
 
+_PLAIN = frozenset((int, str, bytes, bool, float, type(None)))
+
+
+@functools.cache
+def _names_of(record: type) -> tuple[str, ...] | None:
+    """The names of a record's fields, in order; None if it is no record."""
+    if not dataclasses.is_dataclass(record):
+        return None
+    return tuple(field.name for field in dataclasses.fields(record))
+
+
 def write_value(value: object) -> object:
     """Turn a field's value into what msgpack packs; the inverse of its reader."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [write_value(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
     if isinstance(value, enum.Enum):
         return value.value
+    names = _names_of(kind)  # type: ignore[arg-type]
+    if names is not None:
+        return [write_value(getattr(value, name)) for name in names]
     if isinstance(value, tuple):
         return [write_value(item) for item in value]
     return value

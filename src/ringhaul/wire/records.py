@@ -66,6 +66,9 @@ class CollectiveKind(enum.Enum):
     """What the members call. All of one key must call the same."""
 
     ALL_REDUCE = "all_reduce"
+    BROADCAST = "broadcast"
+    ALL_GATHER = "all_gather"
+    REDUCE_SCATTER = "reduce_scatter"
     BARRIER = "barrier"
     SYNC_STATE = "sync_state"
 
@@ -79,9 +82,21 @@ class Signature:
     dtype: Annotated[str, name_text] = ""
     element_count: Annotated[int, uint] = 0
     codec: Annotated[str, name_text] = "raw"
-    #: Hexadecimal digest of the names, dtypes and shapes of a shared state.
+    #: Digest of the names, dtypes and shapes of a shared state; or of the sizes and dtypes of
+    #: all arrays of an `all_reduce_many`, with their number.
     layout: Annotated[str, name_text] = ""
+    #: Whose array a broadcast sends: a rank may be another peer's after a loss.
+    root: Annotated[PeerId | None, optional(peer_id)] = None
     on_loss: Annotated[OnLoss, one_of(OnLoss)] = OnLoss.RETRY
+
+    def problem(self) -> str | None:
+        """A broadcast has a root, a reduction an operation, and nothing else has."""
+        if (self.kind is CollectiveKind.BROADCAST) != (self.root is not None):
+            return "a root is named in broadcast, and only there"
+        reduces = self.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
+        if reduces != (self.op is not None):
+            return "an operation is named in reductions, and only there"
+        return None
 
     def __str__(self) -> str:
         """Describe the call for an error message."""
@@ -90,12 +105,16 @@ class Signature:
                 return f"barrier(on_loss={self.on_loss.value!r})"
             case CollectiveKind.SYNC_STATE:
                 return f"sync_state(layout {self.layout[:8]})"
-            case CollectiveKind.ALL_REDUCE:
-                op = self.op.value if self.op else None
-                return (
-                    f"all_reduce({self.element_count} x {self.dtype}, op={op!r}, "
-                    f"codec={self.codec!r}, on_loss={self.on_loss.value!r})"
-                )
+            case _:
+                facts = [f"{self.element_count} x {self.dtype}"]
+                if self.op is not None:
+                    facts.append(f"op={self.op.value!r}")
+                if self.root is not None:
+                    facts.append(f"root={self.root}")
+                facts += [f"codec={self.codec!r}", f"on_loss={self.on_loss.value!r}"]
+                if self.layout:
+                    return f"all_reduce_many({self.layout}: {', '.join(facts)})"
+                return f"{self.kind.value}({', '.join(facts)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import enum
 import hashlib
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ringhaul.errors import WireError
 from ringhaul.ids import OpKey
@@ -20,6 +20,7 @@ class SegmentKind(enum.IntEnum):
     REDUCE_SCATTER = 0  # a partial result follows
     ALL_GATHER = 1  # a final result follows
     GRANT = 2  # nothing follows: the receiver has posted the operation
+    ACK = 3  # nothing follows: `segment` counts those received whole on this stream, mod 2**32
 
 
 class WireKey:
@@ -39,8 +40,7 @@ class WireKey:
         self.ordinal = key.ordinal
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentHeader:
+class SegmentHeader(NamedTuple):
     """Where a segment belongs. `signature` tells arrays of another shape or dtype apart."""
 
     kind: SegmentKind
@@ -54,21 +54,28 @@ class SegmentHeader:
 
     def pack(self) -> bytes:
         """Turn into `HEADER_BYTES` bytes."""
-        return _HEADER.pack(
-            _MAGIC,
-            self.kind,
-            0,
-            self.signature,
-            self.generation,
-            self.tag_hash,
-            self.ordinal,
-            self.chunk,
-            self.segment,
-            self.payload_bytes,
-        )
+        return pack_header(*self)
+
+
+def pack_header(
+    kind: SegmentKind,
+    generation: int,
+    tag_hash: int,
+    ordinal: int,
+    signature: int,
+    chunk: int,
+    segment: int,
+    payload_bytes: int,
+) -> bytes:
+    """The bytes of a `SegmentHeader` with these fields, without the detour."""
+    return _HEADER.pack(
+        _MAGIC, kind, 0, signature, generation, tag_hash, ordinal, chunk, segment, payload_bytes
+    )
 
 
 _KINDS = {int(kind): kind for kind in SegmentKind}
+#: Kinds that go against the direction of the ring, and carry nothing.
+REVERSE_KINDS = (SegmentKind.GRANT, SegmentKind.ACK)
 #: Accumulating float16 in float32 doubles a segment on the wire, no more.
 PAYLOAD_BYTES_MAX = max(2 * SEGMENT_BYTES_MAX, FRAME_BYTES_MAX)
 
@@ -95,7 +102,7 @@ def unpack_header(data: bytes | bytearray | memoryview) -> SegmentHeader:
     ) = _HEADER.unpack(data)
     if magic != _MAGIC or zero != 0 or kind not in _KINDS:
         raise WireError("not a segment header")
-    if payload > PAYLOAD_BYTES_MAX or (kind == SegmentKind.GRANT) != (payload == 0):
+    if payload > PAYLOAD_BYTES_MAX or (kind in REVERSE_KINDS) != (payload == 0):
         raise WireError(f"a segment of kind {kind} with {payload} bytes")
     return SegmentHeader(
         _KINDS[kind], generation, tag_hash, ordinal, signature, chunk, segment, payload

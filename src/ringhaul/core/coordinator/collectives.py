@@ -45,6 +45,12 @@ def on_began(run: Run, peer: Peer, message: Began) -> None:
     collective.began[peer.id] = message
     if _find_mismatch(run, group, collective, peer):
         return
+    root = message.signature.root
+    if root is not None and root not in group.ring_order:
+        # the callers named it by a rank of a generation before this one
+        detail = f"{root}, the root of {message.signature}, was lost before the call"
+        give_verdict(run, group, message.key, Outcome.LOST, (root,), detail)
+        return
     if message.state is not None and len(collective.began) == len(group.ring_order):
         state_sync.elect(run, group, collective, fail=give_verdict)
 
@@ -162,6 +168,8 @@ def abort_all(run: Run, group: Group, reason: str) -> None:
 def on_loss(run: Run, group: Group, lost: PeerId, reason: str) -> None:
     """A member is gone: commit what all survivors have, abort the rest.
 
+    What nobody can bring to an end any more, a broadcast from that member, fails for all.
+
     Pre: `lost` is still in the ring order, so that it is named as contributor.
     """
     survivors = [p for p in group.ring_order if p != lost]
@@ -171,9 +179,10 @@ def on_loss(run: Run, group: Group, lost: PeerId, reason: str) -> None:
             _complete(run, group, collective)
             continue
         signatures = [began.signature for began in collective.began.values()]
-        raises = any(signature.on_loss is OnLoss.RAISE for signature in signatures)
+        raises = any(s.on_loss is OnLoss.RAISE or s.root == lost for s in signatures)
         outcome = Outcome.LOST if raises else Outcome.ABORTED
-        give_verdict(run, group, collective.key, outcome, (lost,), f"{lost} was lost: {reason}")
+        who = f"{lost}, the root," if any(s.root == lost for s in signatures) else lost
+        give_verdict(run, group, collective.key, outcome, (lost,), f"{who} was lost: {reason}")
 
 
 def report_waiting(run: Run, group: Group, collective: Collective) -> None:

@@ -10,6 +10,7 @@ from ringhaul.core.peer.model import Call, Failure, State
 from ringhaul.core.peer.steps import (
     BeginTransfer,
     CallGivenUp,
+    CallsSkipped,
     CollectiveCalled,
     Complete,
     DropTransfer,
@@ -26,7 +27,7 @@ from ringhaul.errors import (
     RinghaulError,
     StateError,
 )
-from ringhaul.ids import OpKey
+from ringhaul.ids import OpKey, Rank
 from ringhaul.limits import VERDICTS_KEPT_MAX
 from ringhaul.wire.coordinator_messages import (
     Began,
@@ -84,17 +85,25 @@ def _begin(state: State, call: Call) -> None:
     match call.asked.signature.kind:
         case CollectiveKind.BARRIER:
             _finish(state, call, None)
-        case CollectiveKind.ALL_REDUCE:
-            begin = BeginTransfer(
-                call=call.id,
-                key=call.key,
-                generation=state.generation,
-                rank=state.rank,
-                world_size=len(state.ring_order),
-            )
-            state.effects.append(begin)
         case CollectiveKind.SYNC_STATE:
             pass  # data moves once the coordinator has elected
+        case _:
+            _begin_transfer(state, call)
+
+
+def _begin_transfer(state: State, call: Call) -> None:
+    root = call.asked.signature.root
+    if root is not None and root not in state.ring_order:
+        return  # it was lost since the caller named it: the coordinator says so to all
+    begin = BeginTransfer(
+        call=call.id,
+        key=call.key,
+        generation=state.generation,
+        rank=state.rank,
+        world_size=len(state.ring_order),
+        root=None if root is None else Rank(state.ring_order.index(root)),
+    )
+    state.effects.append(begin)
 
 
 def _finish(state: State, call: Call, digest: bytes | None) -> None:
@@ -144,10 +153,14 @@ def on_verdict(state: State, message: Verdict) -> None:
             if call is not None and call.attempt == message.generation:
                 _drop(state, call)
         case _:
-            # after a loss the caller shall find the next generation open
-            known = None if message.outcome is Outcome.LOST else view
-            state.failures[message.key] = Failure(verdict=message, view=known)
             state.effects.append(ForgetKey(message.key))
+            if call is None and message.key.ordinal < state.ordinals[message.key.tag]:
+                return  # our caller skipped it
+            # after a loss the caller shall find the next generation open; if who was lost is
+            # not in the ring any more, this is it
+            is_repaired = not set(message.culprits) & set(message.ring_order)
+            known = view if message.outcome is not Outcome.LOST or is_repaired else None
+            state.failures[message.key] = Failure(verdict=message, view=known)
             while len(state.failures) > VERDICTS_KEPT_MAX:
                 state.failures.popitem(last=False)
             if call is not None:
@@ -210,6 +223,23 @@ def on_given_up(state: State, event: CallGivenUp) -> None:
     call = state.call_by_id(event.call)
     if call is not None:
         give_up(state, call, event.outcome, event.detail)
+
+
+def on_skipped(state: State, event: CallsSkipped) -> None:
+    """The caller will not come to these calls: nobody else shall wait for it in them."""
+    for index in range(event.count):
+        key = OpKey(None, state.ordinals[None])
+        state.ordinals[None] += 1
+        state.call_count += 1
+        is_closed = state.failures.pop(key, None) is not None
+        if index < event.begun_max and not is_closed:
+            message = GiveUp(
+                generation=state.generation,
+                key=key,
+                outcome=Outcome.FAILED,
+                detail=event.detail[:1000],
+            )
+            state.send(message)
 
 
 def timers(state: State) -> Iterator[tuple[float, Callable[[State], None]]]:

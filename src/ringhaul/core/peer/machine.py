@@ -14,6 +14,7 @@ from ringhaul.core.peer.model import PeerOptions, Phase, State
 from ringhaul.core.peer.steps import (
     AdmitCalled,
     CallGivenUp,
+    CallsSkipped,
     CloseCalled,
     CollectiveCalled,
     DialFailed,
@@ -108,6 +109,7 @@ class Peer:
         | AdmitCalled
         | CollectiveCalled
         | CallGivenUp
+        | CallsSkipped
         | CloseCalled
         | LinkUp
         | LinkBroken
@@ -130,6 +132,8 @@ class Peer:
                     membership.give_up(state, VoteOutcome.INTERRUPTED, event.detail)
                 else:
                     collective.on_given_up(state, event)
+            case CallsSkipped():
+                collective.on_skipped(state, event)
             case CloseCalled():
                 control.leave(state)
             case LinkUp():

@@ -17,6 +17,7 @@ from ringhaul.core.peer.steps import (
     LinkUp,
     MakeLinks,
     UseRing,
+    View,
 )
 from ringhaul.errors import CallTimeout, CollectiveAborted, MismatchError, RinghaulError
 from ringhaul.wire.coordinator_messages import (
@@ -106,9 +107,9 @@ def on_admit_called(state: State, event: AdmitCalled) -> None:
     deadline_at = float("inf") if event.timeout_s is None else state.now + event.timeout_s
     assert state.admit is None, "two admits at once"
     state.admit = Admit(id=event.call, deadline_at=deadline_at)
-    result = state.vote_results.get(state.admit_index)
-    if result is not None:
-        _finish(state, result)
+    heard = state.vote_results.get(state.admit_index)
+    if heard is not None:
+        _finish(state, *heard)
         return
     vote = Vote(
         generation=state.generation,
@@ -137,19 +138,19 @@ def on_vote_result(state: State, message: VoteResult) -> None:
     """An `admit` ended without a new generation; perhaps one that we come to later."""
     if message.index < state.admit_index:
         return
+    view = state.view(message.generation, message.ring_order, message.counts)
     if message.index > state.admit_index or state.admit is None:
         if message.outcome is not VoteOutcome.SKIPPED:
-            state.vote_results[message.index] = message
+            state.vote_results[message.index] = message, view
         return
-    _finish(state, message)
+    _finish(state, message, view)
 
 
-def _finish(state: State, result: VoteResult) -> None:
+def _finish(state: State, result: VoteResult, view: View) -> None:
     assert state.admit is not None
     call = state.admit.id
     gave_up = state.admit.gave_up
     state.admit = None
-    view = state.view(result.generation, result.ring_order, result.counts)
     outcome, detail = result.outcome, result.detail
     if outcome is not VoteOutcome.SKIPPED:
         state.vote_results.pop(state.admit_index, None)

@@ -123,7 +123,8 @@ class State:
         self.admit_index = 0
         self.is_fresh = True
         self.failures: OrderedDict[OpKey, Failure] = OrderedDict()
-        self.vote_results: dict[int, VoteResult] = {}
+        self.vote_results: dict[int, tuple[VoteResult, View]] = {}
+        self.view_count = 0
         # calls
         self.calls: dict[OpKey, Call] = {}
         self.admit: Admit | None = None
@@ -144,8 +145,15 @@ class State:
         counts: Counts,
         joined: tuple[PeerId, ...] = (),
     ) -> View:
-        """What the caller shall see after the call that this ends."""
-        return View(generation=generation, ring_order=ring_order, counts=counts, joined=joined)
+        """What the caller shall see after the call that this ends. Made when it is heard."""
+        self.view_count += 1
+        return View(
+            generation=generation,
+            ring_order=ring_order,
+            counts=counts,
+            joined=joined,
+            index=self.view_count,
+        )
 
     def send(self, message: Message) -> None:
         """Send a message of the session; kept and sent again if the connection breaks."""

@@ -1,6 +1,6 @@
 """Events and effects of the peer's machine, and what a call results in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ringhaul.core.steps import Close, LinkLost, Log, Received, Send, Tick
 from ringhaul.errors import RinghaulError
@@ -17,6 +17,8 @@ class View:
     ring_order: tuple[PeerId, ...]
     counts: Counts
     joined: tuple[PeerId, ...] = ()
+    #: In the order in which this peer heard of them, which is the coordinator's.
+    index: int = field(default=0, compare=False)
 
 
 # -- events -----------------------------------------------------------------------------------
@@ -70,6 +72,20 @@ class CallGivenUp:
 
 
 @dataclass(frozen=True, slots=True)
+class CallsSkipped:
+    """A series of untagged collectives has failed: its last `count` calls are never made.
+
+    They count as made, so that this peer stays in step with members that had come further
+    before they heard of the failure. Of those calls, at most the first `begun_max` may have
+    been begun by others: they are given up, for all.
+    """
+
+    count: int
+    begun_max: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseCalled:
     """The caller leaves."""
 
@@ -109,6 +125,7 @@ Event = (
     | AdmitCalled
     | CollectiveCalled
     | CallGivenUp
+    | CallsSkipped
     | CloseCalled
     | LinkUp
     | LinkBroken
@@ -146,6 +163,8 @@ class BeginTransfer:
     generation: Generation
     rank: Rank
     world_size: int
+    #: Where the root of a broadcast stands in this generation.
+    root: Rank | None = None
 
 
 @dataclass(frozen=True, slots=True)

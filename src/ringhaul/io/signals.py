@@ -1,0 +1,58 @@
+"""One-shot signals between threads: a thread waits for one, or has it call back.
+
+Decides nothing: an event loop in another thread is woken by a callback that posts to it.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+
+class Signal:
+    """Set once, by any thread, and never cleared."""
+
+    __slots__ = ("_acts", "_event")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._acts: deque[Callable[[], None]] = deque()
+
+    def is_set(self) -> bool:
+        """Has it happened?"""
+        return self._event.is_set()
+
+    def set(self) -> None:
+        """Wake everybody who waits, now and later."""
+        self._event.set()
+        self._call_back()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block this thread until it is set, at most so long; return whether it is."""
+        if timeout_s is not None:
+            timeout_s = min(timeout_s, threading.TIMEOUT_MAX)  # infinite, say
+        return self._event.wait(timeout_s)
+
+    def when_set(self, act: Callable[[], None]) -> None:
+        """Have `act` called once, by the thread that sets it; here and now if it is set.
+
+        `act` may not block nor raise.
+        """
+        self._acts.append(act)
+        if self._event.is_set():
+            self._call_back()
+
+    def forget(self, act: Callable[[], None]) -> None:
+        """Do not call `act` any more, unless that is under way."""
+        try:
+            self._acts.remove(act)
+        except ValueError:
+            return
+
+    def _call_back(self) -> None:
+        """Call what is registered. Both threads of a race come here: each act runs once."""
+        while True:
+            try:
+                act = self._acts.popleft()
+            except IndexError:
+                return
+            act()

@@ -1,0 +1,74 @@
+"""What the data plane knows of an operation: segments that come, segments that go.
+
+The seam between streams, which move segments, and collectives, which know what they mean.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ringhaul.ids import CallId, Generation
+from ringhaul.wire.segment_header import SegmentHeader
+
+TransferKey = tuple[int, int]  # tag hash, ordinal
+
+
+def as_bytes(array: NDArray[Any]) -> memoryview:
+    """The memory of a contiguous one-dimensional array; works for bfloat16 too."""
+    return array.view(np.uint8).data if array.size else memoryview(b"")
+
+
+class Transfer(Protocol):
+    """One attempt of one operation on this rank. Never waits; sends nothing by itself.
+
+    Attributes:
+        key: as headers name the operation.
+        generation: of the attempt.
+        signature: as headers name the kind, dtype and size.
+        call: the user's, to report to.
+        sent_bytes: of all segments handed out so far.
+        received_bytes: of all segments taken so far.
+    """
+
+    call: CallId
+    key: TransferKey
+    generation: Generation
+    signature: int
+    sent_bytes: int
+    received_bytes: int
+
+    @property
+    def is_done(self) -> bool:
+        """All that this rank receives is here; it may still have to send."""
+
+    def first_segments(self) -> "Iterator[Segment]":
+        """What this rank sends unasked. Asked for once, before anything is accepted."""
+
+    def expects(self, header: SegmentHeader) -> bool:
+        """Does the segment belong to this transfer, and is it not here yet?"""
+
+    def place(self, header: SegmentHeader) -> memoryview | None:
+        """Where the payload of an expected segment may be read to directly.
+
+        None: into scratch first. The same answer until the segment is accepted.
+        """
+
+    def accept(self, header: SegmentHeader, payload: memoryview | None) -> "Segment | None":
+        """Take a segment that is whole; return what is to be passed on.
+
+        `payload` is None if it was read to where `place` said, and is not kept. What does not
+        fit, or came twice, changes nothing.
+        """
+
+
+class Segment:
+    """A segment that is ready to be sent."""
+
+    __slots__ = ("header", "transfer", "view")
+
+    def __init__(self, header: bytes, view: memoryview, transfer: Transfer) -> None:
+        self.header = header
+        self.view = view
+        self.transfer = transfer

@@ -1,0 +1,108 @@
+"""Prepares reductions, barriers and state syncs: arguments become calls, ended calls results.
+
+Everything is checked here, before any byte is sent; nothing waits here.
+"""
+
+from ringhaul.arguments import (
+    check_codec,
+    check_out,
+    check_tag,
+    check_timeout,
+    parse_on_loss,
+    parse_op,
+)
+from ringhaul.arrays import array_view, flat_view
+from ringhaul.ids import ReduceOp
+from ringhaul.io.calls import PendingCall, ReduceCall, SyncCall
+from ringhaul.results import ReduceInfo, SyncInfo
+from ringhaul.ring.reduce import check_op, dtype_name
+from ringhaul.state.shared import SharedState
+from ringhaul.wire.records import CollectiveKind, Signature, Strategy
+
+
+def prepare_all_reduce(
+    array: object,
+    op: str | ReduceOp,
+    *,
+    out: object | None,
+    codec: str,
+    tag: str | None,
+    on_loss: str,
+    timeout_s: float | None,
+) -> ReduceCall:
+    """Arguments as of `Communicator.all_reduce`; raises TypeError or ValueError."""
+    reduce_op = parse_op(op)
+    check_timeout(timeout_s)
+    own = flat_view(array, "array", writable=out is None)
+    check_op(reduce_op, own.dtype)
+    target = own
+    if out is not None:
+        target = flat_view(out, "out", writable=True)
+        check_out(array_view(array, "array", writable=False), array_view(out, "out", writable=True))
+    check_codec(codec)
+    check_tag(tag)
+    signature = Signature(
+        kind=CollectiveKind.ALL_REDUCE,
+        op=reduce_op,
+        dtype=dtype_name(own.dtype),
+        element_count=own.size,
+        codec=codec,
+        on_loss=parse_on_loss(on_loss),
+    )
+    return ReduceCall(
+        signature=signature,
+        tag=tag,
+        timeout_s=timeout_s,
+        own=own,
+        target=target,
+        is_in_place=out is None,
+    )
+
+
+def reduce_info(call: PendingCall) -> ReduceInfo:
+    """How a call was committed."""
+    assert call.view is not None
+    return ReduceInfo(
+        world_size=len(call.view.ring_order),
+        contributors=call.view.ring_order,
+        attempts=call.attempts,
+        duration_s=call.duration_s,
+        sent_bytes=call.sent_bytes,
+        received_bytes=call.received_bytes,
+    )
+
+
+def prepare_barrier(timeout_s: float | None) -> ReduceCall:
+    """Arguments as of `Communicator.barrier`."""
+    check_timeout(timeout_s)
+    return ReduceCall(signature=Signature(kind=CollectiveKind.BARRIER), timeout_s=timeout_s)
+
+
+def prepare_sync_state(state: SharedState, strategy: str, timeout_s: float | None) -> SyncCall:
+    """Arguments as of `Communicator.sync_state`."""
+    check_timeout(timeout_s)
+    if not isinstance(state, SharedState):
+        raise TypeError(f"state is a SharedState, not a {type(state).__name__}")
+    strategies = {s.value: s for s in Strategy}
+    if strategy not in strategies:
+        raise ValueError(f"strategy is one of {sorted(strategies)}, not {strategy!r}")
+    if frozen := [n for n, array in state.arrays.items() if not array.flags.writeable]:
+        raise ValueError(f"array {frozen[0]!r} of the state has become read-only")
+    return SyncCall(
+        signature=Signature(kind=CollectiveKind.SYNC_STATE, layout=state.layout()),
+        state=state,
+        digest=state.digest(),
+        strategy=strategies[strategy],
+        timeout_s=timeout_s,
+    )
+
+
+def sync_info(call: SyncCall) -> SyncInfo:
+    """How a shared state became equal."""
+    return SyncInfo(
+        revision=call.revision,
+        received_bytes=call.received_bytes,
+        sent_bytes=call.sent_bytes,
+        sources=tuple(call.sources),
+        duration_s=call.duration_s,
+    )
