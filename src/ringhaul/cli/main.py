@@ -1,4 +1,4 @@
-"""The command line: `ringhaul coordinator`, `ringhaul demo`."""
+"""The command line: `ringhaul coordinator`, `ringhaul demo`, `ringhaul bench`."""
 
 import importlib.metadata
 import json
@@ -12,6 +12,7 @@ from typing import Annotated
 import trio
 import typer
 
+from ringhaul.cli.bench.command import bench_command
 from ringhaul.cli.demo.command import demo_command
 from ringhaul.io.address import parse_address
 from ringhaul.io.coordinator_server import serve_coordinator
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("demo")(demo_command)
+app.command("bench")(bench_command)
 
 #: The address could not be listened on.
 EXIT_CANNOT_LISTEN = 1

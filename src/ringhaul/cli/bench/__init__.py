@@ -1,0 +1,1 @@
+"""`ringhaul bench`: what the paths between a user's own machines give."""
