@@ -272,12 +272,9 @@ class _BlockCoder:
         header = self._header[: 2 * blocks]
         header_bytes = header.nbytes
         np.copyto(header, data[:header_bytes].view(self._wire_dtype))
-        magnitude = np.maximum.reduce(np.absolute(header, out=self._magnitude[: 2 * blocks]))
-        if not magnitude < np.inf:
-            raise WireError(f'scales of codec "{self._codec.name}" that are not finite')
+        is_huge = self._check_header(header)
         body = data[header_bytes:]
         np.copyto(out, body if self._codec.bits == 8 else self._unpack(out.size, body))
-        is_huge = magnitude > self._math.largest / _HEADROOM
         if is_huge:
             scaled = header[:blocks] if self._codec.has_zero_point else header
             np.multiply(scaled, 1.0 / _HEADROOM, out=scaled)
@@ -295,6 +292,23 @@ class _BlockCoder:
             bound = self._math.largest / _HEADROOM
             np.clip(out, -bound, bound, out=out)
             np.multiply(out, _HEADROOM, out=out)
+
+    def _check_header(self, header: Values) -> bool:
+        """Whether a value might overflow on the way to a result.
+
+        Raises:
+            WireError: the header is none that `encode` writes, and might end in no number.
+        """
+        magnitudes = np.absolute(header, out=self._magnitude[: header.size])
+        largest = np.maximum.reduce(magnitudes)
+        if not largest < np.inf:
+            raise WireError(f'scales of codec "{self._codec.name}" that are not finite')
+        if not self._codec.has_zero_point:
+            return bool(largest > self._math.largest / _HEADROOM)
+        origin_max = np.maximum.reduce(magnitudes[header.size // 2 :])
+        if origin_max > self._math.rounder:
+            raise WireError(f'zero points of codec "{self._codec.name}" that are out of range')
+        return bool(largest > self._math.largest / self._math.rounder / 2)
 
     def _unpack(self, element_count: int, body: Bytes) -> Bytes:
         half = body.size
