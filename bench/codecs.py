@@ -2,7 +2,8 @@
 
 Rates are float32 bytes in per second, GB = 1e9 bytes, of segments of 1 MiB: `encode` writes
 own values; `decode_add` adds them to what came; `hop` does both at once, as a rank of a ring
-does. The median of many passes that take turns, so that ratios mean something on a noisy machine.
+does. The median CPU time of many passes that take turns, so that other processes on the machine
+show less, and ratios to the yardstick ("one scale", the least that NumPy needs) even less.
 Errors are of an all-reduce (sum) over `--peers` peers in this process: the largest and the root of
 the mean square, as a share of the root of the mean square of the result (of its deviation from its
 mean, for data with an offset). Results are checked. `python bench/codecs.py --json`
@@ -140,10 +141,10 @@ def rates_of(subjects: dict[str, dict[str, Any]], rounds: int) -> dict[str, dict
     for index in range(rounds + 2):
         for name, passes in subjects.items():
             for kind, act in passes.items():
-                started = time.perf_counter()
+                started = time.thread_time()
                 act()
                 if index >= 2:
-                    times.setdefault((name, kind), []).append(time.perf_counter() - started)
+                    times.setdefault((name, kind), []).append(time.thread_time() - started)
     rates: dict[str, dict[str, float]] = {}
     for (name, kind), taken in times.items():
         rates.setdefault(name, {})[kind] = 4e-9 * SEGMENT_ELEMENTS / statistics.median(taken)

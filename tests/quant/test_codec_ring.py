@@ -109,7 +109,7 @@ def test_the_error_of_an_all_reduce_is_below_the_sum_of_the_bounds(
 
 def assert_below_the_sum_of_the_bounds(name: str, kind: str, world_size: int, op: str) -> None:
     """Each encoding is of values in the range of the k partial contributions."""
-    arrays = arrays_of(kind, world_size, 20_000, world_size)
+    arrays = arrays_of(kind, world_size, 6_000, world_size)
     codec = find_codec(name)
     largest = max(float(np.abs(array).max()) for array in arrays)
 

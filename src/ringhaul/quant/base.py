@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ringhaul.errors import RinghaulError
 
-#: Elements a coder is handed at a time: operands and scratch stay in the second-level cache.
+#: Elements a coder is handed at a time: operands and scratch stay in the second-level cache, and
+#: what NumPy takes per call, some 30 calls of 1.5 us, is small beside 100 us for the elements.
 #: Part of the wire format, as the last batch of a segment is cut shorter than the others.
-BATCH_ELEMENTS = 64 * 1024
+BATCH_ELEMENTS = 128 * 1024
 
 Values = NDArray[Any]
 Bytes = NDArray[np.uint8]

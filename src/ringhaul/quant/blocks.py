@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ringhaul.errors import WireError
 from ringhaul.quant.base import BATCH_ELEMENTS, Bytes, Coder, Values, nonfinite_error
@@ -100,6 +101,10 @@ _ARITHMETIC = {
         float(np.finfo(np.float64).max),
     ),
 }
+#: Codes of 4 bits are shifted eight at a time: NumPy shifts single bytes at 1 GB/s.
+_WORD_BYTES = 8
+_LOW_HALVES = np.uint64(0x0F0F0F0F0F0F0F0F)
+_HALF_BITS = np.uint64(4)
 #: Decoding takes a detour by this factor where a result might overflow on the way.
 _HEADROOM = 1024.0
 
@@ -120,7 +125,8 @@ class _BlockCoder:
         self._wire_dtype = dtype.newbyteorder("<")
         self._math = _ARITHMETIC[dtype]
         self._scaled = np.empty(BATCH_ELEMENTS, dtype)
-        self._unpacked = np.empty(BATCH_ELEMENTS + 1, np.uint8)
+        self._unpacked = np.zeros(BATCH_ELEMENTS + _WORD_BYTES, np.uint8)
+        self._packed = np.zeros(BATCH_ELEMENTS // 2 + _WORD_BYTES, np.uint8)
         self._noise = None if codec.noise_seed is None else Noise(codec.noise_seed, dtype)
         self._starts = np.arange(0, BATCH_ELEMENTS, codec.block_elements)
         blocks_max = self._starts.size
@@ -262,8 +268,10 @@ class _BlockCoder:
     def _pack(self, element_count: int, out: Bytes) -> None:
         half = out.size
         self._unpacked[element_count] = 0  # the partner of the last, if the count is odd
-        np.left_shift(self._unpacked[half : 2 * half], np.uint8(4), out=out)
-        np.bitwise_or(out, self._unpacked[:half], out=out)
+        words = _words(self._packed, 0, half)
+        np.left_shift(_words(self._unpacked, half, half), _HALF_BITS, out=words)
+        np.bitwise_or(words, _words(self._unpacked, 0, half), out=words)
+        np.copyto(out, self._packed[:half])
 
     # -- Decode -------------------------------------------------------------------------------
 
@@ -312,6 +320,15 @@ class _BlockCoder:
 
     def _unpack(self, element_count: int, body: Bytes) -> Bytes:
         half = body.size
-        np.bitwise_and(body, np.uint8(15), out=self._unpacked[:half])
-        np.right_shift(body, np.uint8(4), out=self._unpacked[half : 2 * half])
+        np.copyto(self._packed[:half], body)
+        words = _words(self._packed, 0, half)
+        np.bitwise_and(words, _LOW_HALVES, out=_words(self._unpacked, 0, half))
+        np.right_shift(words, _HALF_BITS, out=words)
+        np.bitwise_and(words, _LOW_HALVES, out=words)
+        np.copyto(self._unpacked[half : 2 * half], self._packed[:half])
         return self._unpacked[:element_count]
+
+
+def _words(data: Bytes, start: int, size: int) -> NDArray[np.uint64]:
+    """`size` bytes from `start` on, and up to seven more, as 64-bit words."""
+    return data[start : start + -(-size // _WORD_BYTES) * _WORD_BYTES].view(np.uint64)

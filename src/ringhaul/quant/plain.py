@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ringhaul.quant.base import BATCH_ELEMENTS, Bytes, CodecError, Coder, Values
-from ringhaul.ring.casts import BFLOAT16, FLOAT16, BlockCast
+from ringhaul.quant.base import Bytes, CodecError, Coder, Values
+from ringhaul.ring.casts import BFLOAT16, BLOCK_ELEMENTS, FLOAT16, BlockCast
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -78,8 +78,8 @@ class _CastCoder:
         self._name = name
         self._narrow = _NARROW[name]
         self._cast = BlockCast(self._narrow)
-        self._narrowed = np.empty(BATCH_ELEMENTS, self._narrow)
-        self._single = None if dtype == _FLOAT32 else np.empty(BATCH_ELEMENTS, np.float32)
+        self._narrowed = np.empty(BLOCK_ELEMENTS, self._narrow)
+        self._single = None if dtype == _FLOAT32 else np.empty(BLOCK_ELEMENTS, np.float32)
 
     def encoded_size(self, element_count: int) -> int:
         return 2 * element_count
@@ -89,13 +89,15 @@ class _CastCoder:
         # NaN makes both comparisons false, and the check below then looks closely.
         if not (values.max() < limit and values.min() > -limit):
             self._check_range(values, limit)
-        single = values
-        if self._single is not None:
-            single = self._single[: values.size]
-            np.copyto(single, values, casting="unsafe")
-        narrowed = self._narrowed[: values.size]
-        self._cast.narrow(single, narrowed)
-        np.copyto(out, narrowed.view(np.uint8))
+        for start in range(0, values.size, BLOCK_ELEMENTS):
+            single = values[start : start + BLOCK_ELEMENTS]
+            stop = start + single.size
+            if self._single is not None:
+                np.copyto(self._single[: single.size], single, casting="unsafe")
+                single = self._single[: single.size]
+            narrowed = self._narrowed[: single.size]
+            self._cast.narrow(single, narrowed)
+            np.copyto(out[2 * start : 2 * stop], narrowed.view(np.uint8))
 
     def _check_range(self, values: Values, limit: float) -> None:
         beyond = np.isfinite(values) & (np.absolute(values) >= limit)
@@ -106,11 +108,11 @@ class _CastCoder:
             )
 
     def decode(self, data: Bytes, out: Values) -> None:
-        narrowed = self._narrowed[: out.size]
-        np.copyto(narrowed.view(np.uint8), data)
-        if self._single is None:
-            self._cast.widen(narrowed, out)
-        else:
-            single = self._single[: out.size]
+        for start in range(0, out.size, BLOCK_ELEMENTS):
+            target = out[start : start + BLOCK_ELEMENTS]
+            narrowed = self._narrowed[: target.size]
+            np.copyto(narrowed.view(np.uint8), data[2 * start : 2 * (start + target.size)])
+            single = target if self._single is None else self._single[: target.size]
             self._cast.widen(narrowed, single)
-            np.copyto(out, single)
+            if self._single is not None:
+                np.copyto(target, single)
