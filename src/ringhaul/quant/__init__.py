@@ -1,0 +1,60 @@
+"""Codecs: how values are packed on the wire, and what that does to them.
+
+**In the ring** (`SegmentCoder`). The first rank of a chunk encodes its own values. Each next one
+decodes, adds its own values in float32 (float64 for float64 arrays), encodes again. The owner
+of the chunk encodes the result *once*; that is passed on byte by byte, and everybody, the owner
+too, takes the decoded value of those bytes. Decoding uses element-wise IEEE operations only, each
+rounded by itself, so all CPUs make the same bits of the same bytes (P3). Encoding happens at
+one peer only, so it need not be the same everywhere (it is, but for the payload of NaNs).
+
+**The error** of one encoding is `Codec.error_bound(low, high)`, of the block of a value:
+
+==========  ======================================  =======================  ==============
+codec       largest error                           NaN, infinity            bytes / float32
+==========  ======================================  =======================  ==============
+raw         none                                    carried                  4
+fp16        2**-11 of the value (2**-25 at least)   carried; >= 65520 no     2
+bf16        2**-8 of the value                      carried; >= 3.396e38 no  2
+uint8       (high - low) / 508                      refused                  1.008
+uint8-zp    the same, or 2**-22 of the largest      refused                  1.008
+uint4       (high - low) / 28, often / 30           refused                  0.516
+-sr         twice that, but no bias                 as without
+==========  ======================================  =======================  ==============
+
+Where a block has values on both sides of zero, or at it, [low, high] includes zero and zero comes
+back as exactly zero. "no" means `CodecError`, a `ValueError` that names the element, before
+its segment is sent: a finite value is never turned into infinity, nor a NaN into a number.
+
+An all-reduce over n peers encodes n times: partial sums of 1, 2, ..., n - 1 contributions, and
+the result. So it is off by at most the sum of n bounds, the k-th of the range of a sum of k
+contributions. For independent contributions of one range R that range grows as sqrt(k): at most
+R * sqrt(n) / 508 * 2 / 3 * n, and typically, as errors are independent too, about sqrt(n / 2)
+times the error of a single encoding, both relative to a result that grows as sqrt(n). For "avg"
+all is divided by n. For "min" and "max" the bounds add up in the same way. `ErrorFeedback` makes
+the mean over many calls exact.
+
+Imports nothing above layer 1. Not thread safe: a `SegmentCoder` is for one thread.
+"""
+
+from ringhaul.quant.base import BATCH_ELEMENTS, Codec, CodecError, Coder
+from ringhaul.quant.compression import Compressor, ZstdCodec
+from ringhaul.quant.feedback import ErrorFeedback, FeedbackRound, Residual
+from ringhaul.quant.registry import check_codec, codec_names, find_codec, register_codec
+from ringhaul.quant.segment import SegmentCoder
+
+__all__ = [
+    "BATCH_ELEMENTS",
+    "Codec",
+    "CodecError",
+    "Coder",
+    "Compressor",
+    "ErrorFeedback",
+    "FeedbackRound",
+    "Residual",
+    "SegmentCoder",
+    "ZstdCodec",
+    "check_codec",
+    "codec_names",
+    "find_codec",
+    "register_codec",
+]

@@ -1,0 +1,143 @@
+"""`+zstd`: compresses an encoded segment where that is faster than sending it as it is.
+
+A compressed segment ends with a flag byte (at the end, so that what stands before it keeps its
+alignment). Decides per segment; reads no clock but the one it is given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from ringhaul.errors import WireError
+from ringhaul.quant.base import Bytes, Codec, Coder
+from ringhaul.quant.plain import CastCodec, RawCodec
+
+_PLAIN = 0
+_COMPRESSED = 1
+FLAG_BYTES = 1
+_LEVEL = 1
+#: Without a link rate a segment is compressed if that saves at least this share of it.
+_SAVED_SHARE_MIN = 0.05
+#: What compressing costs both ends, as a multiple of what it costs the sender.
+_COST_OF_BOTH_ENDS = 1.5
+#: After each attempt that did not pay, twice as many segments go without one, up to this.
+_SKIPPED_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ZstdCodec:
+    """Another codec, whose segments are compressed where it pays. Its sizes are the largest."""
+
+    inner: Codec
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}+zstd"
+
+    @property
+    def is_lossy(self) -> bool:
+        return self.inner.is_lossy
+
+    def make_coder(self, dtype: np.dtype[Any]) -> Coder:
+        return self.inner.make_coder(dtype)
+
+    def error_bound(self, low: float, high: float) -> float:
+        return self.inner.error_bound(low, high)
+
+    def word_bytes(self, dtype: np.dtype[Any]) -> int:
+        """Bytes of what the inner codec writes per value, to be sorted by significance."""
+        if isinstance(self.inner, RawCodec):
+            return dtype.itemsize
+        return 2 if isinstance(self.inner, CastCodec) else 1
+
+
+class Compressor:
+    """Packs and unpacks segments, for one thread.
+
+    Args:
+        clock: seconds, monotonic; None: attempts are judged by their size alone.
+
+    Attributes:
+        link_bytes_per_s: what the link to the next rank carries; set it as often as it is
+            measured. None: not known, judged by size alone.
+        plain_bytes, packed_bytes: of all segments packed so far, before and after.
+    """
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock
+        self.link_bytes_per_s: float | None = None
+        self.plain_bytes = 0
+        self.packed_bytes = 0
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._skipped = 0
+        self._to_skip = 0
+
+    def pack(self, out: Bytes, size: int, word_bytes: int) -> int:
+        """Replace the first `size` bytes of `out` by their packed form; return its size.
+
+        `out` has at least `size + FLAG_BYTES` bytes. `word_bytes` divides `size`: bytes of
+        equal place in a word are put side by side.
+        """
+        packed = size
+        flag = _PLAIN
+        if self._to_skip > 0:
+            self._to_skip -= 1
+        elif (body := self._attempt(out[:size], word_bytes)) is not None:
+            packed = len(body)
+            out[:packed] = np.frombuffer(body, np.uint8)
+            flag = _COMPRESSED
+            self._skipped = 0
+        else:
+            self._skipped = min(2 * self._skipped + 1, _SKIPPED_MAX)
+            self._to_skip = self._skipped
+        out[packed] = flag
+        self.plain_bytes += size
+        self.packed_bytes += packed + FLAG_BYTES
+        return packed + FLAG_BYTES
+
+    def _attempt(self, plain: Bytes, word_bytes: int) -> bytes | None:
+        """The compressed bytes, if sending them is faster than sending `plain`."""
+        started_at = self._clock() if self._clock else 0.0
+        words = plain.reshape(-1, word_bytes)
+        body = self._compressor.compress(np.ascontiguousarray(words.T).data)
+        saved_bytes = plain.size - len(body)
+        if saved_bytes <= 0:
+            return None
+        if self._clock is None or self.link_bytes_per_s is None:
+            return body if saved_bytes >= _SAVED_SHARE_MIN * plain.size else None
+        cost_s = (self._clock() - started_at) * _COST_OF_BOTH_ENDS
+        return body if saved_bytes / self.link_bytes_per_s > cost_s else None
+
+    def unpack(self, data: Bytes, size: int, word_bytes: int) -> Bytes:
+        """The `size` bytes that were packed; allocates no more than that, whatever `data` says.
+
+        Raises:
+            WireError: `data` is no packed segment of that size.
+        """
+        if data.size < FLAG_BYTES:
+            raise WireError("a compressed segment without its flag")
+        body, flag = data[:-FLAG_BYTES], int(data[-1])
+        if flag == _PLAIN:
+            if body.size != size:
+                raise WireError(f"a segment of {body.size} bytes instead of {size}")
+            return body
+        if flag != _COMPRESSED:
+            raise WireError(f"a segment whose compression flag is {flag}")
+        try:
+            # The size that the frame names is what would be allocated: compare it first.
+            named = zstandard.get_frame_parameters(body.data).content_size
+            if named != size:
+                raise WireError(f"a compressed segment of {named} bytes instead of {size}")
+            plain = self._decompressor.decompress(
+                body.data, max_output_size=size, allow_extra_data=False
+            )
+        except zstandard.ZstdError as error:
+            raise WireError(f"a segment that zstandard refuses: {error}") from None
+        if len(plain) != size:
+            raise WireError(f"a compressed segment of {len(plain)} bytes instead of {size}")
+        words = np.frombuffer(plain, np.uint8).reshape(word_bytes, -1)
+        return np.ascontiguousarray(words.T).reshape(-1)
