@@ -83,6 +83,8 @@ class CollectiveCall(PendingCall):
     timeout_s: float | None = None
     own: NDArray[Any] | None = None
     transfer: RingTransfer | None = None
+    #: Its place in an `all_reduce_many`.
+    batch_index: int | None = None
 
     def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """The caller's arrays, and whether they are written."""
@@ -109,8 +111,6 @@ class ReduceCall(CollectiveCall):
 
     target: NDArray[Any] | None = None
     is_in_place: bool = True
-    #: Its place in an `all_reduce_many`.
-    batch_index: int | None = None
     result: NDArray[Any] | None = None
 
     def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
