@@ -4,6 +4,7 @@ from ringhaul.communicator import Communicator, connect
 from ringhaul.errors import (
     CallTimeout,
     ClosedError,
+    CodecError,
     CollectiveAborted,
     ConnectError,
     CoordinatorLost,
@@ -14,6 +15,7 @@ from ringhaul.errors import (
     WireError,
 )
 from ringhaul.ids import ReduceOp
+from ringhaul.quant import Codec, ErrorFeedback, register_codec
 from ringhaul.results import Membership, ReduceInfo, SyncInfo
 from ringhaul.state.shared import SharedState
 from ringhaul.work import Work
@@ -23,10 +25,13 @@ __version__ = "0.1.0"
 __all__ = [
     "CallTimeout",
     "ClosedError",
+    "Codec",
+    "CodecError",
     "CollectiveAborted",
     "Communicator",
     "ConnectError",
     "CoordinatorLost",
+    "ErrorFeedback",
     "EvictedError",
     "Membership",
     "MismatchError",
@@ -39,4 +44,5 @@ __all__ = [
     "WireError",
     "Work",
     "connect",
+    "register_codec",
 ]

@@ -27,6 +27,7 @@ from ringhaul.io.signals import Signal
 from ringhaul.joining import check_joined, start_runtime
 from ringhaul.many import Batch
 from ringhaul.member import Member
+from ringhaul.quant import Codec
 from ringhaul.reduction import (
     prepare_all_reduce,
     prepare_barrier,
@@ -122,7 +123,7 @@ class Communicator(Member):
         op: str | ReduceOp = "sum",
         *,
         out: object | None = None,
-        codec: str = "raw",
+        codec: str | Codec = "raw",
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
@@ -140,7 +141,7 @@ class Communicator(Member):
         op: str | ReduceOp = "sum",
         *,
         out: object | None = None,
-        codec: str = "raw",
+        codec: str | Codec = "raw",
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
@@ -157,7 +158,7 @@ class Communicator(Member):
         arrays: Iterable[object],
         op: str | ReduceOp = "sum",
         *,
-        codec: str = "raw",
+        codec: str | Codec = "raw",
         max_in_flight: int = 8,
         on_loss: str = "retry",
         timeout_s: float | None = None,

@@ -81,11 +81,6 @@ def check_out(array: NDArray[Any], out: NDArray[Any]) -> None:
         raise ValueError("out shares memory with array: leave out= away to reduce in place")
 
 
-def check_codec(codec: str) -> None:
-    if codec != "raw":
-        raise ValueError(f'codec {codec!r} is not available in this version, only "raw" is')
-
-
 def check_max_in_flight(count: int) -> None:
     if isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(f"max_in_flight is a number, not a {type(count).__name__}")

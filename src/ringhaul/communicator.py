@@ -15,6 +15,7 @@ from ringhaul.io.calls import AdmitCall, PendingCall
 from ringhaul.io.signals import Signal
 from ringhaul.joining import check_joined, start_runtime
 from ringhaul.many import Batch
+from ringhaul.quant import Codec
 from ringhaul.reduction import (
     prepare_all_reduce,
     prepare_barrier,
@@ -109,7 +110,7 @@ class Communicator(RingCollectives):
         op: str | ReduceOp = "sum",
         *,
         out: object | None = None,
-        codec: str = "raw",
+        codec: str | Codec = "raw",
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
@@ -129,7 +130,10 @@ class Communicator(RingCollectives):
                 only), "prod", "min", "max". float16 and bfloat16 are accumulated in float32.
             out: like `array`, no memory in common with it; saves the copy that the in-place
                 form needs. Undefined after an error.
-            codec: "raw". Others are refused in this version.
+            codec: how segments are packed on the wire: "raw"; "fp16", "bf16", "uint8",
+                "uint8-zp", "uint4" (lossy, their errors are in `ringhaul.quant`), each also
+                with "+zstd"; or a `Codec`, such as `ErrorFeedback("uint4")`. All members end
+                with the same bits whatever it is.
             tag: operations of one tag are numbered by themselves.
             on_loss: "retry": run it again among the survivors, inside the call; "raise".
             timeout_s: for the whole operation, counted on this peer; fails it for all.
@@ -142,6 +146,7 @@ class Communicator(RingCollectives):
                 than `min_world_size` are left (call `admit`). `array` is as before.
             CallTimeout: some member's `timeout_s` passed; names who was missing.
             MismatchError: the members called different things; both are named.
+            CodecError: a lossy codec cannot carry a value of some member (NaN); says whose.
             EvictedError, CoordinatorLost: this communicator is closed; connect again.
             TypeError, ValueError: an argument is refused, or an operation in flight owns part
                 of this memory; nothing was sent.
@@ -160,7 +165,7 @@ class Communicator(RingCollectives):
         op: str | ReduceOp = "sum",
         *,
         out: object | None = None,
-        codec: str = "raw",
+        codec: str | Codec = "raw",
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
@@ -190,7 +195,7 @@ class Communicator(RingCollectives):
         arrays: Iterable[object],
         op: str | ReduceOp = "sum",
         *,
-        codec: str = "raw",
+        codec: str | Codec = "raw",
         max_in_flight: int = 8,
         on_loss: str = "retry",
         timeout_s: float | None = None,

@@ -69,6 +69,15 @@ class CallTimeout(RinghaulError, TimeoutError):
     """
 
 
+class CodecError(RinghaulError, ValueError):
+    """A lossy codec cannot carry a value of some member: NaN, infinity, or beyond its range.
+
+    Nobody got a result; the array is as before. The message names the member, the element and
+    the value. Correct the array (gradients often overflow one step before they are noticed),
+    or use codec "raw", which carries whatever there is.
+    """
+
+
 class StateError(RinghaulError):
     """No peer holds a state that may be elected, or revisions do not follow on each other.
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from ringhaul.arguments import (
     MANY_IN_FLIGHT_MAX,
-    check_codec,
     check_max_in_flight,
     check_timeout,
     parse_on_loss,
@@ -34,6 +33,7 @@ from ringhaul.ids import ReduceOp
 from ringhaul.io.calls import ReduceCall
 from ringhaul.io.peer_runtime import PeerRuntime
 from ringhaul.io.signals import Signal
+from ringhaul.quant import RAW, Codec, ErrorFeedback, check_codec, find_codec
 from ringhaul.reduction import reduce_info
 from ringhaul.results import ReduceInfo
 from ringhaul.ring.reduce import check_op, dtype_name
@@ -121,7 +121,7 @@ class Batch:
         arrays: Iterable[object],
         op: str | ReduceOp,
         *,
-        codec: str,
+        codec: str | Codec,
         max_in_flight: int,
         on_loss: str,
         timeout_s: float | None,
@@ -131,8 +131,7 @@ class Batch:
         self._op = parse_op(op)
         check_timeout(timeout_s)
         check_max_in_flight(max_in_flight)
-        check_codec(codec)
-        self._codec = codec
+        self._codec = find_codec(codec)
         self._on_loss = parse_on_loss(on_loss)
         self._timeout_s = timeout_s
         self._max_in_flight = max_in_flight
@@ -140,10 +139,13 @@ class Batch:
         self.views = flat_views(given, "arrays")
         for dtype in {view.dtype for view in self.views}:
             check_op(self._op, dtype)
+            check_codec(self._codec, self._op, dtype)
+        if isinstance(self._codec, ErrorFeedback):
+            raise ValueError("error feedback keeps its residuals by tag: use all_reduce with tag=")
         if common := overlap(given, self.views):
             raise ValueError("arrays[{}] and arrays[{}] share memory".format(*common))
         # lossy codecs scale a block by its largest value: one array must not spoil another
-        self._parcels = plan_parcels(self.views, packs=codec == "raw")
+        self._parcels = plan_parcels(self.views, packs=self._codec is RAW)
         self._layout = self._describe_layout()
         self._buffers = buffers
         self._next = 0
@@ -233,7 +235,7 @@ class Batch:
             op=self._op,
             dtype=dtype_name(parcel.dtype),
             element_count=parcel.element_count,
-            codec=self._codec,
+            codec=self._codec.name,
             layout=self._layout,
             on_loss=self._on_loss,
         )
@@ -245,6 +247,7 @@ class Batch:
             np.concatenate([self.views[place] for place in parcel.places], out=own)
         return ReduceCall(
             signature=signature,
+            codec=self._codec,
             timeout_s=timeout_s,
             own=own,
             target=target,

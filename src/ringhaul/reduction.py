@@ -3,8 +3,11 @@
 Everything is checked here, before any byte is sent; nothing waits here.
 """
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from ringhaul.arguments import (
-    check_codec,
     check_out,
     check_tag,
     check_timeout,
@@ -14,6 +17,8 @@ from ringhaul.arguments import (
 from ringhaul.arrays import array_view, flat_view
 from ringhaul.ids import ReduceOp
 from ringhaul.io.calls import PendingCall, ReduceCall, SyncCall
+from ringhaul.limits import NAME_LENGTH_MAX
+from ringhaul.quant import Codec, ErrorFeedback, check_codec, find_codec
 from ringhaul.results import ReduceInfo, SyncInfo
 from ringhaul.ring.reduce import check_op, dtype_name
 from ringhaul.state.shared import SharedState
@@ -25,7 +30,7 @@ def prepare_all_reduce(
     op: str | ReduceOp,
     *,
     out: object | None,
-    codec: str,
+    codec: str | Codec,
     tag: str | None,
     on_loss: str,
     timeout_s: float | None,
@@ -39,24 +44,36 @@ def prepare_all_reduce(
     if out is not None:
         target = flat_view(out, "out", writable=True)
         check_out(array_view(array, "array", writable=False), array_view(out, "out", writable=True))
-    check_codec(codec)
     check_tag(tag)
+    packing = parse_codec(codec, reduce_op, own, tag)
     signature = Signature(
         kind=CollectiveKind.ALL_REDUCE,
         op=reduce_op,
         dtype=dtype_name(own.dtype),
         element_count=own.size,
-        codec=codec,
+        codec=packing.name,
         on_loss=parse_on_loss(on_loss),
     )
     return ReduceCall(
         signature=signature,
+        codec=packing,
         tag=tag,
         timeout_s=timeout_s,
         own=own,
         target=target,
         is_in_place=out is None,
     )
+
+
+def parse_codec(codec: str | Codec, op: ReduceOp, own: NDArray[Any], tag: str | None) -> Codec:
+    """The codec of a name, or the one itself; refused if it cannot do what is asked."""
+    found = find_codec(codec)
+    check_codec(found, op, own.dtype)
+    if len(found.name) > NAME_LENGTH_MAX:
+        raise ValueError(f"the name of a codec has at most {NAME_LENGTH_MAX} characters")
+    if isinstance(found, ErrorFeedback):
+        found.check(tag, own.size, own.dtype)
+    return found
 
 
 def reduce_info(call: PendingCall) -> ReduceInfo:

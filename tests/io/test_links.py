@@ -12,7 +12,7 @@ import trio
 from numpy.typing import NDArray
 
 from ringhaul import limits
-from ringhaul.core.peer.steps import LinkBroken, LinkUp, TransferDone
+from ringhaul.core.peer.steps import CallGivenUp, LinkBroken, LinkUp, TransferDone
 from ringhaul.errors import WireError
 from ringhaul.ids import CallId, Generation, OpKey, PeerId, Rank, ReduceOp
 from ringhaul.io.incoming import IncomingLink, IncomingStream
@@ -33,7 +33,7 @@ class Side:
 
     def __init__(self, nursery: trio.Nursery, rank: int) -> None:
         self.rank = rank
-        self.reports: list[LinkUp | LinkBroken | TransferDone] = []
+        self.reports: list[LinkUp | LinkBroken | TransferDone | CallGivenUp] = []
         self.is_done = trio.Event()
         self.plane = DataPlane(
             nursery=nursery, report=self._report, streams=1, coordinator_host="127.0.0.1"
@@ -43,7 +43,7 @@ class Side:
         self.broken: list[str] = []
         self.is_troubled = trio.Event()
 
-    def _report(self, event: LinkUp | LinkBroken | TransferDone) -> None:
+    def _report(self, event: LinkUp | LinkBroken | TransferDone | CallGivenUp) -> None:
         self.reports.append(event)
         if isinstance(event, TransferDone):
             self.is_done.set()

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from ringhaul.errors import WireError
 from ringhaul.ids import ReduceOp
-from ringhaul.quant import Codec, CodecError, check_codec, codec_names, find_codec, register_codec
+from ringhaul.quant import (
+    Codec,
+    UnfitValueError,
+    check_codec,
+    codec_names,
+    find_codec,
+    register_codec,
+)
 from ringhaul.ring.plan import Phase
 from ringhaul.ring.reduce import element_dtype
 from ringhaul.testing.codec_ring import coder_of, round_trip
@@ -37,7 +44,7 @@ def test_a_value_that_is_not_finite_is_refused_by_its_place(
         values = np.ones(100_000, dtype)
         values[at] = bad
 
-        with pytest.raises(CodecError, match=f"element {at}, ") as refused:
+        with pytest.raises(UnfitValueError, match=f"element {at}, ") as refused:
             round_trip(name, values)
 
         assert refused.value.index == at
@@ -60,7 +67,7 @@ def test_a_16_bit_codec_never_makes_infinity(
     name: str, dtype: str, fits: float, too_large: float
 ) -> None:
     assert np.isfinite(round_trip(name, np.array([0.0, fits], dtype))).all()
-    with pytest.raises(CodecError, match="element 1, "):
+    with pytest.raises(UnfitValueError, match="element 1, "):
         round_trip(name, np.array([0.0, too_large, np.inf], dtype))
 
 
@@ -70,7 +77,7 @@ def test_a_sum_that_overflows_is_refused_at_the_hop() -> None:
     out = np.empty(coder.encoded_size(Phase.REDUCE_SCATTER, 10), np.uint8)
     coder.encode_own(own, out)
 
-    with pytest.raises(CodecError, match=r"element 0, inf"):
+    with pytest.raises(UnfitValueError, match=r"element 0, inf"):
         coder.pass_on(out.copy(), own, out)
 
 

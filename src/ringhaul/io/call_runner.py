@@ -3,21 +3,30 @@
 Does what the machine orders for each call; decides nothing about the protocol.
 """
 
+import time
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import trio
 
 from ringhaul.core.peer import steps
 from ringhaul.core.peer.steps import Event
 from ringhaul.errors import ClosedError
-from ringhaul.ids import CallId
+from ringhaul.ids import CallId, ReduceOp
 from ringhaul.io.buffers import BufferPool
-from ringhaul.io.calls import AdmitCall, CollectiveCall, PendingCall, SyncCall
+from ringhaul.io.calls import AdmitCall, CollectiveCall, PendingCall, ReduceCall, SyncCall
+from ringhaul.io.coded_transfer import CodedTransfer
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
+from ringhaul.quant import RAW, Codec, ErrorFeedback, SegmentCoder
 from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
 from ringhaul.wire.records import StateReport
+
+CoderKey = tuple[Codec, ReduceOp, np.dtype[Any], int]
+_CODERS_MAX = 16
 
 
 class CallRunner:
@@ -28,6 +37,7 @@ class CallRunner:
         self._calls: dict[CallId, PendingCall] = {}
         self._call_count = 0
         self._buffers = BufferPool()
+        self._coders: OrderedDict[CoderKey, SegmentCoder] = OrderedDict()
 
     def __contains__(self, call: CallId) -> bool:
         """Is this call open?"""
@@ -111,18 +121,45 @@ class CallRunner:
 
     def _begin_transfer(self, call: CollectiveCall, begin: steps.BeginTransfer) -> None:
         assert call.own is not None
-        call.transfer = RingTransfer(
-            call=call.id,
-            key=begin.key,
-            generation=begin.generation,
-            rank=begin.rank,
-            world_size=begin.world_size,
-            signature=call.signature,
-            own=call.own,
-            result=call.result_memory(begin.world_size, self._buffers),
-            root=begin.root,
-        )
+        facts: dict[str, Any] = {
+            "call": call.id,
+            "key": begin.key,
+            "generation": begin.generation,
+            "rank": begin.rank,
+            "world_size": begin.world_size,
+            "signature": call.signature,
+            "own": call.own,
+            "result": call.result_memory(begin.world_size, self._buffers),
+            "root": begin.root,
+        }
+        if isinstance(call, ReduceCall) and call.codec is not RAW:
+            feedback = None
+            if isinstance(call.codec, ErrorFeedback):
+                feedback = call.codec.begin(call.tag, call.own.size, call.own.dtype)
+            coder = self._coder_for(call, begin.world_size)
+            call.transfer = CodedTransfer(coder=coder, feedback=feedback, **facts)
+        else:
+            call.transfer = RingTransfer(**facts)
         self._plane.begin(call.transfer)
+
+    def _coder_for(self, call: ReduceCall, world_size: int) -> SegmentCoder:
+        """The coder of earlier calls of the kind: it has scratch, and knows what compression pays.
+
+        All transfers run in this thread, and none holds a coder from one segment to the next.
+        """
+        assert call.own is not None
+        assert call.signature.op is not None
+        key = (call.codec, call.signature.op, call.own.dtype, world_size)
+        coder = self._coders.get(key)
+        if coder is None:
+            coder = SegmentCoder(*key, clock=time.perf_counter)
+            self._coders[key] = coder
+            while len(self._coders) > _CODERS_MAX:
+                self._coders.popitem(last=False)
+        self._coders.move_to_end(key)
+        if coder.compressor is not None:
+            coder.compressor.link_bytes_per_s = self._plane.neighbours.outgoing_rate()
+        return coder
 
     def _release(self, call: PendingCall) -> None:
         """Let go of everything that an attempt holds."""

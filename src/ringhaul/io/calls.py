@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from ringhaul.core.peer.steps import View
 from ringhaul.ids import CallId
 from ringhaul.io.buffers import BufferPool
+from ringhaul.io.coded_transfer import CodedTransfer
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.signals import Signal
+from ringhaul.quant import RAW, Codec
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.records import Signature, Strategy
 
@@ -109,6 +111,7 @@ class ReduceCall(CollectiveCall):
     `target` is where the result goes on a commit; with `out=` the ring writes to it directly.
     """
 
+    codec: Codec = RAW
     target: NDArray[Any] | None = None
     is_in_place: bool = True
     result: NDArray[Any] | None = None
@@ -129,7 +132,9 @@ class ReduceCall(CollectiveCall):
         return self.result
 
     def commit(self, transfer: RingTransfer) -> None:
-        """Copy to the caller's array what is not there yet."""
+        """Copy to the caller's array what is not there yet; what the codec lost counts now."""
+        if isinstance(transfer, CodedTransfer) and transfer.feedback is not None:
+            transfer.feedback.commit()
         if self.is_in_place and self.result is not None:
             assert self.target is not None
             np.copyto(self.target, self.result)

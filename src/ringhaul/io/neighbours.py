@@ -208,6 +208,13 @@ class Neighbours:
             self._wanted = min(2 * len(link.streams), limits.STREAMS_ADAPTIVE_MAX)
             self._grow(link)
 
+    def outgoing_rate(self) -> float | None:
+        """What the path to the next rank has been seen to deliver, in bytes/s, all streams."""
+        if self.outgoing is None:
+            return None
+        infos = [info for s in self.outgoing.streams if (info := s.sock.tcp_info())]
+        return sum(info.delivery_bytes_per_s for info in infos) or None
+
     # -- from the previous rank -----------------------------------------------------------------
 
     async def _watch_previous(self, ticket: Ticket) -> None:

@@ -5,6 +5,7 @@ made it ready. The receiver acknowledges whole segments, so that what a reset or
 carried is sent again on another. Decides nothing about rings or verdicts.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from ringhaul import limits
@@ -57,9 +58,9 @@ class OutgoingLink:
         self.generation = generation
         self._lanes.use(generation)
 
-    def begin(self, transfer: Transfer) -> None:
+    def begin(self, transfer: Transfer, own: Iterator[Segment]) -> None:
         """Send what a transfer sends unasked, as streams are free for it."""
-        self._lanes.add_source(transfer.key, transfer.first_segments())
+        self._lanes.add_source(transfer.key, own)
         self.pump()
 
     def enqueue(self, segment: Segment) -> None:

@@ -6,22 +6,23 @@ keeps. Reports transfers that are done.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import trio
 
 from ringhaul import limits
-from ringhaul.core.peer.steps import LinkBroken, LinkUp, TransferDone
-from ringhaul.errors import WireError
+from ringhaul.core.peer.steps import CallGivenUp, LinkBroken, LinkUp, TransferDone
+from ringhaul.errors import CodecError, WireError
 from ringhaul.ids import NO_GENERATION, OpKey
 from ringhaul.io.incoming import IncomingLink, IncomingStream
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.reactor import Reactor
-from ringhaul.io.transfer import Transfer, TransferKey
+from ringhaul.io.transfer import Segment, Transfer, TransferKey
+from ringhaul.wire.coordinator_messages import Outcome
 from ringhaul.wire.segment_header import SegmentHeader, WireKey
 
-Report = Callable[[LinkUp | LinkBroken | TransferDone], None]
+Report = Callable[[LinkUp | LinkBroken | TransferDone | CallGivenUp], None]
 
 _SWEEPS_PER_ADAPTATION = 10
 
@@ -88,16 +89,16 @@ class DataPlane:
         if self.neighbours.incoming is not None:
             self.neighbours.incoming.grant(transfer)
         if self.neighbours.outgoing is not None:
-            self.neighbours.outgoing.begin(transfer)
+            self.neighbours.outgoing.begin(transfer, self._own_segments(transfer))
         else:
-            for _ in transfer.first_segments():
+            for _ in self._own_segments(transfer):
                 pass  # a world of one is done by asking
         for header, payload in early:
             self.early_bytes -= len(payload)
             if transfer.expects(header):
                 self._take(transfer, header, payload)
         if transfer.is_done and transfer.key in self._transfers:
-            self._report(TransferDone(transfer.call, transfer.generation))
+            self._report(TransferDone(transfer.call, transfer.generation, transfer.digest))
 
     def release(self, transfer: Transfer) -> None:
         """An attempt ended, well or not: no stream holds its memory after this."""
@@ -124,9 +125,23 @@ class DataPlane:
             self._dead.popitem(last=False)
 
     def _take(self, transfer: Transfer, header: SegmentHeader, payload: memoryview | None) -> None:
-        segment = transfer.accept(header, payload)
+        try:
+            segment = transfer.accept(header, payload)
+        except CodecError as error:
+            self._fail(transfer, error)
+            return
         if segment is not None and self.neighbours.outgoing is not None:
             self.neighbours.outgoing.enqueue(segment)
+
+    def _own_segments(self, transfer: Transfer) -> Iterator[Segment]:
+        try:
+            yield from transfer.first_segments()
+        except CodecError as error:
+            self._fail(transfer, error)
+
+    def _fail(self, transfer: Transfer, error: CodecError) -> None:
+        """This rank cannot do its part: all members are to hear why."""
+        self._report(CallGivenUp(transfer.call, Outcome.UNFIT, str(error)))
 
     # -- what streams ask ---------------------------------------------------------------------
 
@@ -173,7 +188,7 @@ class DataPlane:
             return
         self._take(transfer, header, None if stream.is_placed else stream.payload)
         if transfer.is_done:
-            self._report(TransferDone(transfer.call, transfer.generation))
+            self._report(TransferDone(transfer.call, transfer.generation, transfer.digest))
 
     def drop_partial(self, stream: IncomingStream) -> None:
         """A payload will never be whole."""

@@ -41,7 +41,7 @@ def _short(signature: Signature) -> int:
     return zlib.crc32(str(signature).encode())
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """What is the same for all segments of a chunk in a phase that this rank receives."""
 
     start: int
@@ -50,6 +50,7 @@ class _Chunk(NamedTuple):
     bit: int
     bit_stop: int
     itemsize: int
+    phase: Phase
     #: Whether the next rank is sent what comes of a segment, and as what.
     passes_on: bool
     next_kind: SegmentKind
@@ -117,7 +118,7 @@ class RingTransfer:
         self._store_own_with = -1
         if signature.kind is CollectiveKind.ALL_GATHER and world_size > 1:
             self._store_own_with = self.plan.first_chunk
-        self._chunks: dict[tuple[SegmentKind, int], _Chunk] = {}
+        self._chunks: dict[tuple[SegmentKind, int], Chunk] = {}
         #: The last segment that was asked for: it is, several times in a row.
         self._header: SegmentHeader | None = None
         self._found: tuple[int, int, int] | None = None
@@ -125,6 +126,11 @@ class RingTransfer:
         self._missing_count = self.plan.expected_segment_count
         self.sent_bytes = 0
         self.received_bytes = 0
+
+    @property
+    def digest(self) -> bytes | None:
+        """Of the result as it travelled, to be compared; None: nothing can have changed it."""
+        return None
 
     @property
     def is_done(self) -> bool:
@@ -182,11 +188,15 @@ class RingTransfer:
         bit = chunk.bit + header.segment
         start = chunk.start + header.segment * self.plan.segment_elements
         stop = min(start + self.plan.segment_elements, chunk.stop)
-        if bit >= chunk.bit_stop or header.payload_bytes != (stop - start) * chunk.itemsize:
+        if bit >= chunk.bit_stop or not self._is_size(header, stop - start, chunk):
             return None
         return start, stop, bit
 
-    def _chunk_of(self, header: SegmentHeader) -> _Chunk | None:
+    def _is_size(self, header: SegmentHeader, element_count: int, chunk: Chunk) -> bool:
+        """Is the payload as long as so many elements are?"""
+        return header.payload_bytes == element_count * chunk.itemsize
+
+    def _chunk_of(self, header: SegmentHeader) -> Chunk | None:
         """Look up a chunk in the plan; None if this rank does not receive any of it."""
         phase, chunk = _PHASES[header.kind], header.chunk
         if not self.plan.receives_segment(phase, chunk, 0):
@@ -195,12 +205,13 @@ class RingTransfer:
         bit = self.plan.segment_index(phase, chunk, 0)
         dtype = self._wide if phase is Phase.REDUCE_SCATTER else self.result.dtype
         is_final = phase is Phase.REDUCE_SCATTER and chunk == self.plan.owned_chunk
-        found = _Chunk(
+        found = Chunk(
             start,
             stop,
             bit,
             bit + self.plan.segment_count(chunk),
             dtype.itemsize,
+            phase,
             self.plan.passes_on(Phase.ALL_GATHER if is_final else phase, chunk),
             SegmentKind.ALL_GATHER if is_final else header.kind,
             is_final,

@@ -38,6 +38,7 @@ class TcpInfo:
 
     round_trip_s: float
     acknowledged_bytes: int
+    delivery_bytes_per_s: int
     #: Share of the busy time in which a window or a buffer held the sender back.
     window_limited: float
 
@@ -49,10 +50,12 @@ class TcpInfo:
         (smoothed_us,) = struct.unpack_from("I", data, 68)
         (least_us,) = struct.unpack_from("I", data, 148)
         (acknowledged,) = struct.unpack_from("Q", data, 120)
+        (delivery,) = struct.unpack_from("Q", data, 160)
         busy, receive_limited, send_limited = struct.unpack_from("3Q", data, 168)
         return TcpInfo(
             (least_us or smoothed_us) / 1e6,
             acknowledged,
+            delivery,
             (receive_limited + send_limited) / max(busy, 1),
         )
 

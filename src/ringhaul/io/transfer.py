@@ -43,8 +43,16 @@ class Transfer(Protocol):
     def is_done(self) -> bool:
         """All that this rank receives is here; it may still have to send."""
 
+    @property
+    def digest(self) -> bytes | None:
+        """Of the result, for the members to compare; None: not taken."""
+
     def first_segments(self) -> "Iterator[Segment]":
-        """What this rank sends unasked. Asked for once, before anything is accepted."""
+        """What this rank sends unasked; made one by one, while others are accepted.
+
+        Raises, as `accept` does:
+            CodecError: a value cannot be carried; the operation fails for all members.
+        """
 
     def expects(self, header: SegmentHeader) -> bool:
         """Does the segment belong to this transfer, and is it not here yet?"""

@@ -22,7 +22,7 @@ uint4       (high - low) / 28, often / 30           refused                  0.5
 ==========  ======================================  =======================  ==============
 
 Where a block has values on both sides of zero, or at it, [low, high] includes zero and zero comes
-back as exactly zero. "no" means `CodecError`, a `ValueError` that names the element, before
+back as exactly zero. "no" means `UnfitValueError`, a `ValueError` that names the element, before
 its segment is sent: a finite value is never turned into infinity, nor a NaN into a number.
 
 An all-reduce over n peers encodes n times: partial sums of 1, 2, ..., n - 1 contributions, and
@@ -36,22 +36,23 @@ the mean over many calls exact.
 Imports nothing above layer 1. Not thread safe: a `SegmentCoder` is for one thread.
 """
 
-from ringhaul.quant.base import BATCH_ELEMENTS, Codec, CodecError, Coder
+from ringhaul.quant.base import BATCH_ELEMENTS, Codec, Coder, UnfitValueError
 from ringhaul.quant.compression import Compressor, ZstdCodec
 from ringhaul.quant.feedback import ErrorFeedback, FeedbackRound, Residual
-from ringhaul.quant.registry import check_codec, codec_names, find_codec, register_codec
+from ringhaul.quant.registry import RAW, check_codec, codec_names, find_codec, register_codec
 from ringhaul.quant.segment import SegmentCoder
 
 __all__ = [
     "BATCH_ELEMENTS",
+    "RAW",
     "Codec",
-    "CodecError",
     "Coder",
     "Compressor",
     "ErrorFeedback",
     "FeedbackRound",
     "Residual",
     "SegmentCoder",
+    "UnfitValueError",
     "ZstdCodec",
     "check_codec",
     "codec_names",

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ringhaul.errors import RinghaulError
+from ringhaul.errors import CodecError
 
 #: Elements a coder is handed at a time: operands and scratch stay in the second-level cache, and
 #: what NumPy takes per call, some 30 calls of 1.5 us, is small beside 100 us for the elements.
@@ -23,7 +23,7 @@ Values = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 
-class CodecError(RinghaulError, ValueError):
+class UnfitValueError(CodecError):
     """A value that the codec cannot carry: NaN, infinity, or one beyond its range.
 
     Nothing of its segment was sent. Correct the array (gradients often overflow one step
@@ -41,9 +41,9 @@ class CodecError(RinghaulError, ValueError):
         self.value = value
         self.why = why
 
-    def moved(self, offset: int) -> "CodecError":
+    def moved(self, offset: int) -> "UnfitValueError":
         """The same error, counted from a start that lies `offset` elements before."""
-        return CodecError(self.codec, self.index + offset, self.value, self.why)
+        return UnfitValueError(self.codec, self.index + offset, self.value, self.why)
 
 
 class Coder(Protocol):
@@ -67,7 +67,7 @@ class Coder(Protocol):
                 rounding, others ignore it. The same nonce and values give the same bytes.
 
         Raises:
-            CodecError: a value cannot be carried; `out` is then undefined.
+            UnfitValueError: a value cannot be carried; `out` is then undefined.
         """
         ...
 
@@ -116,10 +116,10 @@ class Codec(Protocol):
         ...
 
 
-def nonfinite_error(codec: str, values: Values) -> CodecError:
+def nonfinite_error(codec: str, values: Values) -> UnfitValueError:
     """The refusal of the first NaN or infinity in `values`; there has to be one."""
     index = int(np.flatnonzero(~np.isfinite(values))[0])
-    return CodecError(codec, index, float(values[index]), "it is not finite")
+    return UnfitValueError(codec, index, float(values[index]), "it is not finite")
 
 
 #: A ufunc with an operand that is broadcast along rows shorter than NumPy's buffer copies through

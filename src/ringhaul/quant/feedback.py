@@ -92,8 +92,8 @@ class ErrorFeedback:
     def error_bound(self, low: float, high: float) -> float:
         return self.codec.error_bound(low, high)
 
-    def begin(self, tag: str | None, element_count: int, dtype: np.dtype[Any]) -> FeedbackRound:
-        """Begin an attempt of the next call of `tag`.
+    def check(self, tag: str | None, element_count: int, dtype: np.dtype[Any]) -> None:
+        """Refuse a call that `begin` could not begin.
 
         Raises:
             ValueError: no tag, or the array has another size or dtype than in the last call
@@ -103,14 +103,24 @@ class ErrorFeedback:
             raise ValueError("error feedback keeps its residuals by tag: give the call a tag=")
         wide = accumulate_dtype(dtype)
         carried = self._residuals.get(tag)
-        if carried is None:
-            carried = np.zeros(element_count, wide)
-        elif carried.shape != (element_count,) or carried.dtype != wide:
+        if carried is not None and (carried.shape != (element_count,) or carried.dtype != wide):
             raise ValueError(
                 f"tag {tag!r} has residuals of {carried.size} elements of {carried.dtype}, and "
                 f"the array needs {element_count} of {wide}: call forget({tag!r}), or use "
                 "another tag"
             )
+
+    def begin(self, tag: str | None, element_count: int, dtype: np.dtype[Any]) -> FeedbackRound:
+        """Begin an attempt of the next call of `tag`, one call of a tag at a time.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(tag, element_count, dtype)
+        assert tag is not None
+        carried = self._residuals.get(tag)
+        if carried is None:
+            carried = np.zeros(element_count, accumulate_dtype(dtype))
         return FeedbackRound(self, tag, carried)
 
     def forget(self, tag: str) -> None:

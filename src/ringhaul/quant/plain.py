@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ringhaul.quant.base import Bytes, CodecError, Coder, Values
+from ringhaul.quant.base import Bytes, Coder, UnfitValueError, Values
 from ringhaul.ring.casts import BFLOAT16, BLOCK_ELEMENTS, FLOAT16, BlockCast
 
 _FLOAT32 = np.dtype(np.float32)
@@ -103,7 +103,7 @@ class _CastCoder:
         beyond = np.isfinite(values) & (np.absolute(values) >= limit)
         if beyond.any():
             index = int(np.flatnonzero(beyond)[0])
-            raise CodecError(
+            raise UnfitValueError(
                 self._name, index, float(values[index]), f"from {limit:g} on it would be infinity"
             )
 

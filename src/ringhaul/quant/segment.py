@@ -15,8 +15,8 @@ from ringhaul.quant.base import (
     BATCH_ELEMENTS,
     Bytes,
     Codec,
-    CodecError,
     Coder,
+    UnfitValueError,
     Values,
     quiet_arithmetic,
 )
@@ -118,7 +118,7 @@ class SegmentCoder:
             Bytes written, the payload to send.
 
         Raises:
-            CodecError: a value cannot be carried; `index` counts from the start of `own`.
+            UnfitValueError: a value cannot be carried; `index` counts from the start of `own`.
         """
         target = as_uint8(out)
         with quiet_arithmetic():
@@ -142,7 +142,7 @@ class SegmentCoder:
         `data` is the payload that came; the rest is as for `encode_own`.
 
         Raises:
-            CodecError: a partial result cannot be carried: a sum that overflowed, for instance.
+            UnfitValueError: a partial result cannot be carried, such as a sum that overflowed.
             WireError: `data` is no encoded segment.
         """
         target = as_uint8(out)
@@ -258,7 +258,7 @@ class SegmentCoder:
         coder = self._final_coder if final else self._partial_coder
         try:
             coder.encode(values, out, nonce % _NONCE_MAX + index * _NONCE_MAX)
-        except CodecError as error:
+        except UnfitValueError as error:
             raise error.moved(batch.start) from None
 
     def _decode_batch(self, data: Bytes, result: Values) -> None:

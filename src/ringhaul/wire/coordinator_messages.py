@@ -309,6 +309,7 @@ class Outcome(enum.Enum):
     MISMATCH = "mismatch"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
+    UNFIT = "unfit"  # a value that the codec cannot carry
     FAILED = "failed"
     NO_STATE = "no_state"
     DIVERGED = "diverged"
@@ -326,7 +327,13 @@ class GiveUp(Message):
 
     def problem(self) -> str | None:
         """The other outcomes are the coordinator's to find."""
-        allowed = (Outcome.TIMEOUT, Outcome.INTERRUPTED, Outcome.FAILED, Outcome.NO_STATE)
+        allowed = (
+            Outcome.TIMEOUT,
+            Outcome.INTERRUPTED,
+            Outcome.UNFIT,
+            Outcome.FAILED,
+            Outcome.NO_STATE,
+        )
         return None if self.outcome in allowed else f"a member may not say {self.outcome}"
 
 

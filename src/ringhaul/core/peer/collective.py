@@ -23,6 +23,7 @@ from ringhaul.core.peer.steps import (
 )
 from ringhaul.errors import (
     CallTimeout,
+    CodecError,
     CollectiveAborted,
     MismatchError,
     RinghaulError,
@@ -219,6 +220,9 @@ def error_of(verdict: Verdict) -> RinghaulError:
             kind = MismatchError
         case Outcome.NO_STATE:
             kind = StateError
+        case Outcome.UNFIT:
+            kind = CodecError
+            text += "; nobody got a result"
         case _:
             kind = RinghaulError
     return kind(text, generation=generation, tag=tag, peers=peers)

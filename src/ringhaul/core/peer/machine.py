@@ -253,4 +253,4 @@ def _on_admit_timeout(state: State) -> None:
 
 
 #: Outcomes that a runner may give up a call with.
-GIVE_UP_OUTCOMES = (Outcome.INTERRUPTED, Outcome.FAILED, Outcome.NO_STATE)
+GIVE_UP_OUTCOMES = (Outcome.INTERRUPTED, Outcome.UNFIT, Outcome.FAILED, Outcome.NO_STATE)

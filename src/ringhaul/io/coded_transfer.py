@@ -1,0 +1,129 @@
+"""One attempt of an all-reduce whose segments travel encoded.
+
+As `RingTransfer`, but every hop decodes, reduces and encodes again; the owner of a chunk encodes
+the result once, those bytes go around as they are, and everybody decodes them.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ringhaul.io.ring_transfer import Chunk, RingTransfer
+from ringhaul.io.transfer import Segment
+from ringhaul.quant import FeedbackRound, Residual, SegmentCoder
+from ringhaul.ring.plan import Phase
+from ringhaul.wire.segment_header import SegmentHeader, SegmentKind
+
+_DIGEST_BYTES = 16
+#: Of no two segments that this process encodes is it the same: for stochastic rounding.
+_nonces = itertools.count()
+
+
+class CodedTransfer(RingTransfer):
+    """Moves one array around the ring, encoded.
+
+    Args:
+        coder: made for this operation, dtype and world size; used by one transfer at a time.
+        feedback: what the codec lost in earlier calls, and where it keeps what it loses now.
+    """
+
+    def __init__(
+        self,
+        *,
+        coder: SegmentCoder,
+        feedback: FeedbackRound | None = None,
+        **facts: Any,  # noqa: ANN401 - those of `RingTransfer`
+    ) -> None:
+        super().__init__(**facts)
+        self.feedback = feedback
+        self._coder = coder
+        self._digest = 0
+        #: Final segments that will be passed on, while they are read.
+        self._passing: dict[int, memoryview] = {}
+
+    @property
+    def digest(self) -> bytes:
+        """XXH3 of all final segments as they travel; equal on all members."""
+        return self._digest.to_bytes(_DIGEST_BYTES, "big")
+
+    def first_segments(self) -> Iterator[Segment]:
+        """This rank's own values, each segment encoded when a stream is free for it."""
+        if self.plan.world_size == 1:
+            yield from super().first_segments()
+        for _, chunk in self.plan.begins_with:
+            for index in range(self.plan.segment_count(chunk)):
+                start, stop = self.plan.segment_bounds(chunk, index)
+                out = self._room(Phase.REDUCE_SCATTER, stop - start)
+                size = self._coder.encode_own(
+                    self._own[start:stop],
+                    out,
+                    nonce=next(_nonces),
+                    residual=self._residual(start, stop),
+                )
+                yield self._segment(SegmentKind.REDUCE_SCATTER, chunk, index, out[:size])
+
+    def _room(self, phase: Phase, element_count: int) -> memoryview:
+        return np.empty(self._coder.encoded_size(phase, element_count), np.uint8).data
+
+    def _residual(self, start: int, stop: int) -> Residual | None:
+        return None if self.feedback is None else self.feedback.at(start, stop)
+
+    def _is_size(self, header: SegmentHeader, element_count: int, chunk: Chunk) -> bool:
+        return self._coder.is_size(chunk.phase, element_count, header.payload_bytes)
+
+    def place(self, header: SegmentHeader) -> memoryview | None:
+        """Memory of its own for what is passed on as it is; scratch for the rest."""
+        found = self._find(header)
+        assert found is not None
+        if not (
+            header.kind is SegmentKind.ALL_GATHER
+            and self._chunks[header.kind, header.chunk].passes_on
+        ):
+            return None
+        view = self._passing.get(found[2])
+        if view is None:
+            view = self._passing[found[2]] = np.empty(header.payload_bytes, np.uint8).data
+        return view
+
+    def _store(
+        self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None
+    ) -> Segment | None:
+        found = self._find(header)
+        assert found is not None
+        passing = self._passing.pop(found[2], None)
+        if payload is None:
+            assert passing is not None
+            payload = passing
+        self._coder.decode(payload, self.result[start:stop])
+        self._add_to_digest(header, payload)
+        if not self._chunks[header.kind, header.chunk].passes_on:
+            return None
+        kept = payload if payload is passing else memoryview(bytes(payload))
+        return self._segment(header.kind, header.chunk, header.segment, kept)
+
+    def _add_to_digest(self, header: SegmentHeader, payload: memoryview) -> None:
+        """Take in a final segment; in any order, but each at its place."""
+        seed = (header.chunk << 32) | header.segment
+        self._digest ^= xxhash.xxh3_128_intdigest(payload, seed)
+
+    def _reduce(
+        self, header: SegmentHeader, start: int, stop: int, payload: memoryview
+    ) -> Segment | None:
+        own: NDArray[Any] = self._own[start:stop]
+        chunk = self._chunks[header.kind, header.chunk]
+        residual = self._residual(start, stop)
+        if chunk.is_final:
+            out = self._room(Phase.ALL_GATHER, stop - start)
+            result = self.result[start:stop]
+            nonce = next(_nonces)
+            size = self._coder.finish(payload, own, out, result, nonce=nonce, residual=residual)
+            self._add_to_digest(header, out[:size])
+        else:
+            out = self._room(Phase.REDUCE_SCATTER, stop - start)
+            nonce = next(_nonces)
+            size = self._coder.pass_on(payload, own, out, nonce=nonce, residual=residual)
+        return self._segment(chunk.next_kind, header.chunk, header.segment, out[:size])
