@@ -288,8 +288,13 @@ def parse() -> argparse.Namespace:
     add("--throttle-one", type=float, default=0.0, metavar="SHARE")
     add("--reset-one", action="store_true")
     add("--silence-one", action="store_true")
+    add("--quick", action="store_true", help="a smoke test of some seconds")
     add("--json", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.quick:
+        args.peers, args.mib, args.rounds, args.rate_mbit, args.delay_ms = [2], 2.0, 2, 200.0, 5.0
+        args.bulk_streams, args.bulk_s, args.bulk_omit_s = [2], 2.0, 0.5
+    return args
 
 
 def main() -> None:
