@@ -148,6 +148,23 @@ def test_zeros_come_back_as_zeros(name: str, dtype: str, kind: str) -> None:
 
 @every_wide_dtype
 @every_block_codec
+def test_zeros_come_back_as_zeros_beside_blocks_that_are_far_from_zero(
+    name: str, dtype: str
+) -> None:
+    values = 1000 + adversarial("normal", 6000, 1)
+    values[3000:] -= 1000
+    values[::3] = 0
+    values[:1024] = 7.25
+    values = values.astype(dtype)
+
+    back = round_trip(name, values)
+
+    assert not back[values == 0].any()
+    assert_within_bounds(name, values, back)
+
+
+@every_wide_dtype
+@every_block_codec
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 0.1, -3.3e-20, 1e-30, 1234567.0, -3.4e37])
 def test_constant_blocks_come_back_exactly(name: str, dtype: str, value: float) -> None:
     values = np.full(2500, value, dtype)

@@ -15,20 +15,20 @@ codec       largest error                           NaN, infinity            byt
 raw         none                                    carried                  4
 fp16        2**-11 of the value (2**-25 at least)   carried; >= 65520 no     2
 bf16        2**-8 of the value                      carried; >= 3.396e38 no  2
-uint8       (high - low) / 508                      refused                  1.008
-uint8-zp    the same, or 2**-22 of the largest      refused                  1.008
-uint4       (high - low) / 28, often / 30           refused                  0.516
--sr         twice that, but no bias                 as without
+uint8       (high - low) / 510                      refused                  1.008
+uint8-zp    (high - low) / 508, or 2**-22 of it     refused                  1.008
+uint4       (high - low) / 30                       refused                  0.516
+-sr         (high - low) / 254 or / 14, no bias     refused
 ==========  ======================================  =======================  ==============
 
-Where a block has values on both sides of zero, or at it, [low, high] includes zero and zero comes
-back as exactly zero. "no" means `UnfitValueError`, a `ValueError` that names the element, before
+("of it": of the largest value.) Where a block has values on both sides of zero, or at it, zero
+comes back as exactly zero. "no" means `UnfitValueError`, a `ValueError` that names the element, before
 its segment is sent: a finite value is never turned into infinity, nor a NaN into a number.
 
 An all-reduce over n peers encodes n times: partial sums of 1, 2, ..., n - 1 contributions, and
 the result. So it is off by at most the sum of n bounds, the k-th of the range of a sum of k
 contributions. For independent contributions of one range R that range grows as sqrt(k): at most
-R * sqrt(n) / 508 * 2 / 3 * n, and typically, as errors are independent too, about sqrt(n / 2)
+R * sqrt(n) / 510 * 2 / 3 * n, and typically, as errors are independent too, about sqrt(n / 2)
 times the error of a single encoding, both relative to a result that grows as sqrt(n). For "avg"
 all is divided by n. For "min" and "max" the bounds add up in the same way. `ErrorFeedback` makes
 the mean over many calls exact.

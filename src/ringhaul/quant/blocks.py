@@ -27,10 +27,11 @@ class BlockCodec:
 
     Rounds to the nearest, ties to even, or up and down at random with the value as the
     expectation if `noise_seed` is given. The error is at most half a step (a step, if at random).
-    A step is 1/254 of the block's range for 8 bits, 1/14 for 4 bits (1/15 where that suffices).
-    The range includes zero in blocks that come within 2**-100 of it, and steps are not below
-    2**-126, so that no result depends on how a CPU treats subnormal numbers. With a zero point
-    values are multiples of the step, which is therefore not below 2**-21 of the largest value.
+    A step is 1/255 of the block's range for 8 bits, 1/15 for 4 bits; if at random, 1/254 and
+    1/14; with a zero point, 1/254. The range includes zero in blocks that come within 2**-100
+    of it, and steps are not below 2**-126, so that no result depends on how a CPU treats
+    subnormal numbers. With a zero point values are multiples of the step, which is therefore
+    not below 2**-21 of the largest value.
 
     NaN and infinity are refused. Constant blocks come back exactly (above 2**-100), zeros as
     zeros, where no value is above 2**126.
@@ -43,6 +44,20 @@ class BlockCodec:
     noise_seed: int | None = None
     is_lossy: bool = True
 
+    @property
+    def step_share(self) -> float:
+        """The step as a share of a block's range.
+
+        The lines at which both ends are rounded may lie as many steps apart as there are codes
+        less one. To the nearest, they do if the range itself is a little less than that;
+        at random, or where a value is many steps from zero and its place is known to a
+        quarter of a step only, one step has to be spared.
+        """
+        intervals = float((1 << self.bits) - 1)
+        if self.noise_seed is None and not self.has_zero_point:
+            return (1.0 + 2.0**-12) / intervals
+        return (1.0 + 2.0**-12) / (intervals - 1)
+
     def make_coder(self, dtype: np.dtype[Any]) -> Coder:
         return _BlockCoder(self, dtype)
 
@@ -50,10 +65,10 @@ class BlockCodec:
         reach = high - low
         if low < 2.0**-100 and high > -(2.0**-100):
             reach = max(high, 0.0) - min(low, 0.0)
-        step = max(reach / float(2**self.bits - 2), 2.0**-126)
+        step = max(reach * self.step_share, 2.0**-126)
         if self.has_zero_point:
             step = max(step, max(abs(low), abs(high)) * 2.0**-21)
-        return step / 2 if self.noise_seed is None else step * (1 + 2.0**-11)
+        return step / 2 if self.noise_seed is None else step
 
 
 #: Blocks as long as the accuracy allows, since each costs NumPy some 50 ns a pass (the table in
@@ -134,14 +149,7 @@ class _BlockCoder:
         self._low, self._high, self._inverse, self._shift, self._scratch = (
             np.empty(blocks_max, dtype) for _ in range(5)
         )
-        levels = 2**codec.bits - 1
-        self._may_tighten = codec.bits == 4 and self._noise is None
-        share = 1.0 / (levels if self._may_tighten else levels - 1)
-        if self._noise is not None:
-            share *= 1.0 + 2.0**-12  # the ends may be rounded outwards by a whole step
-        self._share = np.array(share, dtype)
-        self._looser = np.array(levels / (levels - 1), dtype)
-        self._code_max = self._math.rounder + levels
+        self._share = np.array(codec.step_share, dtype)
         self._rounder = np.array(self._math.rounder, dtype)
         self._step_min = np.array(self._math.step_min, dtype)
         self._one = np.array(1.0, dtype)
@@ -210,8 +218,6 @@ class _BlockCoder:
         if not step_max < np.inf:
             raise nonfinite_error(self._codec.name, values)
         self._set_shift(low, step, origin)
-        if self._may_tighten:
-            self._loosen(low, high, step, origin)
         if self._codec.has_zero_point:
             return None
         np.multiply(origin, step, out=origin)
@@ -233,7 +239,7 @@ class _BlockCoder:
         return anchor
 
     def _set_step(self, low: Values, high: Values, step: Values) -> None:
-        """The range over one level less than there are: both ends may round outwards."""
+        """The range over the number of codes, but one or two: see `step_share`."""
         part = self._scratch[: step.size]
         np.multiply(low, self._share, out=part)
         np.multiply(high, self._share, out=step)
@@ -254,16 +260,6 @@ class _BlockCoder:
         np.multiply(low, inverse, out=bottom)
         self._round(bottom, out=bottom)
         np.subtract(self._rounder, bottom, out=shift)
-
-    def _loosen(self, low: Values, high: Values, step: Values, bottom: Values) -> None:
-        """Take the step of one level less where the highest value would have no code."""
-        top = self._scratch[: step.size]
-        np.multiply(high, self._inverse[: step.size], out=top)
-        np.add(top, self._shift[: step.size], out=top)
-        has_no_code = top > self._code_max
-        if has_no_code.any():
-            np.multiply(step, self._looser, out=step, where=has_no_code)
-            self._set_shift(low, step, bottom)
 
     def _pack(self, element_count: int, out: Bytes) -> None:
         half = out.size
