@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ringhaul import Codec
 from ringhaul.diloco.outer import SGD
 from ringhaul.diloco.sync import DiLoCo, RoundInfo
 from ringhaul.errors import CallTimeout, CollectiveAborted
@@ -129,6 +130,7 @@ class FakeComm:
         op: str = "sum",
         *,
         out: Array | None = None,
+        codec: str | Codec = "raw",
         timeout_s: float | None = None,
     ) -> Reduced:
         assert op == "avg"

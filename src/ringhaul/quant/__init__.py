@@ -22,8 +22,8 @@ uint4       (high - low) / 30                       refused                  0.5
 ==========  ======================================  =======================  ==============
 
 ("of it": of the largest value.) Where a block has values on both sides of zero, or at it, zero
-comes back as exactly zero. "no" means `UnfitValueError`, a `ValueError` that names the element, before
-its segment is sent: a finite value is never turned into infinity, nor a NaN into a number.
+comes back as exactly zero. "no" means `UnfitValueError`, a `ValueError` that names the element,
+before its segment is sent: a finite value is never turned into infinity, nor a NaN into a number.
 
 An all-reduce over n peers encodes n times: partial sums of 1, 2, ..., n - 1 contributions, and
 the result. So it is off by at most the sum of n bounds, the k-th of the range of a sum of k

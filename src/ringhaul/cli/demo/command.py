@@ -18,6 +18,7 @@ def demo_command(
     ] = _DEFAULTS.seconds,
     kill: Annotated[bool, typer.Option(help="SIGKILL one peer on the way.")] = _DEFAULTS.kill,
     seed: Annotated[int, typer.Option(help="Of parameters, data, and victim.")] = _DEFAULTS.seed,
+    codec: Annotated[str, typer.Option(help="Of the pseudo-gradients.")] = _DEFAULTS.codec,
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Train a small model in a ring of processes while one is killed and one joins.
@@ -26,7 +27,9 @@ def demo_command(
     survived the kill and the join.
     """
     try:
-        options = DemoOptions(peers=peers, seconds=seconds, kill=kill, seed=seed, json=json)
+        options = DemoOptions(
+            peers=peers, seconds=seconds, kill=kill, seed=seed, codec=codec, json=json
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     raise typer.Exit(run_demo(options))

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from ringhaul.quant import find_codec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     """Options of `ringhaul demo`.
 
     Raises:
-        ValueError: too few peers for a ring that loses one, or too little time.
+        ValueError: too few peers for a ring that loses one, too little time, or no such codec.
     """
 
     peers: int = 4
@@ -18,6 +20,8 @@ class DemoOptions:
     #: SIGKILL one peer at `KILL_SHARE` of the time.
     kill: bool = True
     seed: int = 0
+    #: Of the pseudo-gradients; the summary says what it did to the loss.
+    codec: str = "raw"
     #: Print one JSON object at the end and nothing else.
     json: bool = False
 
@@ -27,6 +31,7 @@ class DemoOptions:
             raise ValueError(f"{self.peers} peers are too few; with a kill 2 are needed")
         if self.peers > 64:
             raise ValueError(f"{self.peers} peers are too many for one machine; 64 is the most")
+        find_codec(self.codec)
         if not 5.0 <= self.seconds <= 3600.0:
             raise ValueError(f"seconds is {self.seconds}; it has to be from 5 to 3600")
 

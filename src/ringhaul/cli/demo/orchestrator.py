@@ -145,6 +145,7 @@ class _Demo:
             "--name": name,
             "--model-seed": str(self._options.seed),
             "--data-seed": str(1000 * self._options.seed + data_seed),
+            "--codec": self._options.codec,
             "--begin-at": repr(story.begin_at),
             "--end-at": repr(story.end_at),
         }

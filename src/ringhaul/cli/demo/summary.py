@@ -110,9 +110,10 @@ class Summary:
     def _loss_lines(self) -> list[str]:
         marks = self.yardsticks
         seconds = f"{self.options.seconds:g} s"
+        codec = "" if self.options.codec == "raw" else f" {self.options.codec},"
         rows = (
             ("before training", marks.before),
-            (f"ring of {self.options.peers}, {seconds}, {self.steps:,} steps", self.after),
+            (f"ring of {self.options.peers},{codec} {seconds}, {self.steps:,} steps", self.after),
             (f"one process, {seconds}, {marks.alone_steps:,} steps", marks.alone),
             ("gzip -9", marks.gzip),
         )

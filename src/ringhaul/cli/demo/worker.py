@@ -47,6 +47,7 @@ class WorkerOptions:
     model_seed: int
     #: Of the order of the training data: another one on each peer.
     data_seed: int
+    codec: str
     #: Beginning and planned end of training, for the learning rate; seconds since the epoch.
     begin_at: float
     end_at: float
@@ -92,7 +93,7 @@ def train_in_ring(options: WorkerOptions, corpus: Corpus, told: threading.Event)
     trainer = Trainer(options, corpus)
     model = trainer.model
     with ringhaul.connect(options.address, name=options.name) as comm:
-        outer = DiLoCo(comm, model.params, INNER_STEPS)
+        outer = DiLoCo(comm, model.params, INNER_STEPS, codec=options.codec)
         _report_connected(options.name, comm)
         while not _is_over(comm, told):
             _train_round(options.name, comm, outer, trainer, corpus)
@@ -209,6 +210,7 @@ def _parse(arguments: Sequence[str] | None) -> WorkerOptions:
     where.add_argument("--alone", action="store_true")
     parser.add_argument("--model-seed", type=int, required=True)
     parser.add_argument("--data-seed", type=int, required=True)
+    parser.add_argument("--codec", default="raw")
     parser.add_argument("--begin-at", type=float, required=True, metavar="UNIX_TIME")
     parser.add_argument("--end-at", type=float, required=True, metavar="UNIX_TIME")
     found = parser.parse_args(arguments)
@@ -217,6 +219,7 @@ def _parse(arguments: Sequence[str] | None) -> WorkerOptions:
         address=found.address,
         model_seed=found.model_seed,
         data_seed=found.data_seed,
+        codec=found.codec,
         begin_at=found.begin_at,
         end_at=found.end_at,
     )
