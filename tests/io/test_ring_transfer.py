@@ -276,6 +276,7 @@ def test_what_no_such_operation_sends_is_not_expected(kind: CollectiveKind) -> N
         changed(chunk=good.chunk ^ 1),
         changed(chunk=2**32 - 1),
         changed(segment=1),
+        changed(segment=1, payload_bytes=0),
         changed(segment=2**32 - 1),
         changed(payload_bytes=good.payload_bytes - 4),
         changed(signature=good.signature ^ 1),
