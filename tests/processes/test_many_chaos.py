@@ -30,8 +30,8 @@ def test_kill_in_the_middle_of_a_window_leaves_every_array_exact(
     coordinator: CoordinatorProcess, on_loss: str
 ) -> None:
     """11 operations, 3 at a time: 10 large arrays, and 190 small ones that travel together."""
-    options = ("--many", "200", "--count", "600000", "--admit", "--on-loss", on_loss)
-    options += ("--max-in-flight", "3")
+    options = ["--many", "200", "--count", "600000", "--admit", "--on-loss", on_loss]
+    options += ["--max-in-flight", "3"]
     with contextlib.ExitStack() as stack:
 
         def start(index: int, *more: str) -> PeerProcess:
