@@ -23,6 +23,7 @@ from ringhaul import limits
 from ringhaul.arguments import check_timeout
 from ringhaul.ids import ReduceOp
 from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall
+from ringhaul.io.peer_runtime import PeerRuntime
 from ringhaul.io.signals import Signal
 from ringhaul.joining import check_joined, start_runtime
 from ringhaul.many import Batch
@@ -70,9 +71,7 @@ async def connect(
     try:
         await _wait(runtime.joined)
     except BaseException:
-        runtime.close(wait_s=0)
-        with trio.move_on_after(1.0, shield=True):
-            await _wait(runtime.ended)
+        await _leave(runtime)
         raise
     return Communicator(check_joined(runtime))
 
@@ -197,10 +196,7 @@ class Communicator(Member):
         self._finalizer.detach()
         if os.getpid() != self._pid:
             return  # it is the parent's
-        self._runtime.close(wait_s=0)
-        with trio.move_on_after(_CLOSE_S, shield=True):
-            await _wait(self._runtime.ended)
-            self._runtime.close()  # the thread is at its very end
+        await _leave(self._runtime)
 
     #: As trio names it.
     aclose = close
@@ -267,6 +263,14 @@ class Communicator(Member):
             with trio.move_on_after(1.0, shield=True):
                 await _wait(self._runtime.ended)
             raise
+
+
+async def _leave(runtime: PeerRuntime) -> None:
+    """Say goodbye and wait for the end, cancelled or not."""
+    runtime.close(wait_s=0)
+    with trio.move_on_after(_CLOSE_S, shield=True):
+        await _wait(runtime.ended)
+        runtime.close()  # the thread is at its very end
 
 
 async def _wait(signal: Signal) -> None:

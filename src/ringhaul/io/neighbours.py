@@ -16,7 +16,7 @@ from ringhaul.io.dial import DialError, Reached, dialable, reach
 from ringhaul.io.incoming import IncomingLink, Sink
 from ringhaul.io.outgoing import OutgoingLink
 from ringhaul.io.reactor import Reactor
-from ringhaul.io.sockets import DataSocket, StreamEnded
+from ringhaul.io.sockets import DataSocket, StreamEnded, window_bytes_max
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Proposal
 from ringhaul.wire.peer_messages import StreamChosen, StreamHello
@@ -25,8 +25,8 @@ from ringhaul.wire.records import Address, Ticket
 logger = logging.getLogger(__name__)
 
 Report = Callable[[LinkUp | LinkBroken], None]
-#: A link is worth another stream if windows held back its streams for this share of the time.
-_WINDOW_LIMITED = 0.3
+#: Streams that have this share of the largest window under way are held back by it.
+_WINDOW_FULL = 0.5
 
 
 class Neighbours:
@@ -203,7 +203,8 @@ class Neighbours:
         if (
             infos
             and min(info.round_trip_s for info in infos) > limits.LONG_ROUND_TRIP_S
-            and sum(info.window_limited for info in infos) > _WINDOW_LIMITED * len(infos)
+            and sum(info.in_flight_bytes for info in infos)
+            > _WINDOW_FULL * window_bytes_max() * len(infos)
         ):
             self._wanted = min(2 * len(link.streams), limits.STREAMS_ADAPTIVE_MAX)
             self._grow(link)

@@ -6,6 +6,7 @@ alive to its neighbours.
 """
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -24,7 +25,7 @@ from ringhaul.wire.framing import LENGTH_BYTES, frame
 #: Handshake messages are short; whoever sends a longer one is no peer.
 _HANDSHAKE_BYTES_MAX = 16 * 1024
 _USER_TIMEOUT_MS = 20_000
-_TCP_INFO_BYTES = 192
+_TCP_INFO_BYTES = 168
 _open: "weakref.WeakSet[DataSocket]" = weakref.WeakSet()
 
 
@@ -39,25 +40,36 @@ class TcpInfo:
     round_trip_s: float
     acknowledged_bytes: int
     delivery_bytes_per_s: int
-    #: Share of the busy time in which a window or a buffer held the sender back.
-    window_limited: float
+    #: Sent and not acknowledged.
+    in_flight_bytes: int
 
     @staticmethod
     def parse(data: bytes) -> "TcpInfo | None":
         """None if the kernel is too old to say all of it."""
         if len(data) < _TCP_INFO_BYTES:
             return None
+        (segment_bytes,) = struct.unpack_from("I", data, 16)
+        (unacknowledged,) = struct.unpack_from("I", data, 24)
         (smoothed_us,) = struct.unpack_from("I", data, 68)
-        (least_us,) = struct.unpack_from("I", data, 148)
         (acknowledged,) = struct.unpack_from("Q", data, 120)
+        (least_us,) = struct.unpack_from("I", data, 148)
         (delivery,) = struct.unpack_from("Q", data, 160)
-        busy, receive_limited, send_limited = struct.unpack_from("3Q", data, 168)
         return TcpInfo(
             (least_us or smoothed_us) / 1e6,
             acknowledged,
             delivery,
-            (receive_limited + send_limited) / max(busy, 1),
+            segment_bytes * unacknowledged,
         )
+
+
+@functools.cache
+def window_bytes_max() -> int:
+    """What the kernel lets one stream have under way, at most (its send buffer)."""
+    try:
+        with open("/proc/sys/net/ipv4/tcp_wmem", encoding="ascii") as file:
+            return int(file.read().split()[2])
+    except (OSError, ValueError, IndexError):
+        return 4 << 20
 
 
 class DataSocket:

@@ -4,12 +4,14 @@
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from numpy.typing import NDArray
 
 from ringhaul.communicator import Communicator, connect
 from ringhaul.errors import RinghaulError
+from ringhaul.io.calls import ReduceCall
+from ringhaul.many import Batch, Parcel
+from ringhaul.results import ReduceInfo
 from ringhaul.testing.processes import check_sum, contribution
 
 Array = NDArray[np.float32]
@@ -110,6 +115,58 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
         )
 
 
+def run_many(comm: Communicator, options: argparse.Namespace) -> None:
+    """Loop over `all_reduce_many`: many small arrays, some large ones; each is checked."""
+    sizes = [1 + 7 * (place % 5) for place in range(options.many)]
+    sizes[:: max(1, options.many // 10)] = [options.count] * len(
+        sizes[:: max(1, options.many // 10)]
+    )
+    owns = [contribution(options.index, size) for size in sizes]
+    patterns = [contribution(0, size) for size in sizes]
+    for round_index in range(options.rounds):
+        if round_index == options.die_in_round:
+            die_at_operation(options.die_at_operation)
+        arrays = [own.copy() for own in owns]
+        error: RinghaulError | None = None
+        if options.admit:
+            comm.admit()
+        try:
+            infos: Sequence[ReduceInfo | None] = comm.all_reduce_many(
+                arrays,
+                max_in_flight=options.max_in_flight,
+                on_loss=options.on_loss,
+                timeout_s=options.timeout_s,
+            )
+        except RinghaulError as caught:
+            error, infos = caught, caught.infos
+        right = all(
+            check_sum(array, info.contributors, pattern) if info else np.array_equal(array, own)
+            for array, info, pattern, own in zip(arrays, infos, patterns, owns, strict=True)
+        )
+        say(
+            "round",
+            round=round_index,
+            right=right,
+            contributors=[info and info.contributors for info in infos],
+            attempts=[info and info.attempts for info in infos],
+            kind=type(error).__name__,
+            text=str(error),
+            world_size=comm.world_size,
+        )
+
+
+def die_at_operation(count: int) -> None:
+    """Die where the `count`-th operation of an `all_reduce_many` would be posted."""
+    prepare, numbers = Batch._prepare, itertools.count(1)
+
+    def prepare_or_die(batch: Batch, parcel: Parcel) -> ReduceCall:
+        if next(numbers) == count:
+            die()
+        return prepare(batch, parcel)
+
+    Batch._prepare = prepare_or_die  # type: ignore[assignment, method-assign]
+
+
 def die() -> None:
     """Say so, then end as SIGKILL ends a process."""
     say("dying")
@@ -130,12 +187,15 @@ def main() -> None:
     parser.add_argument("--on-loss", default="retry")
     parser.add_argument("--timeout-s", type=float)
     parser.add_argument("--die-in-round", type=int, help="in the middle of this call")
+    parser.add_argument("--many", type=int, default=0, help="arrays per all_reduce_many")
+    parser.add_argument("--max-in-flight", type=int, default=8)
+    parser.add_argument("--die-at-operation", type=int, default=1, help="of an all_reduce_many")
     parser.add_argument("--stop-on-error", action="store_true")
     options = parser.parse_args()
     name = f"w{options.index}"
     with connect(options.address, name=name, min_world_size=options.min_world_size) as comm:
         say("joined", peer=comm.peer_id, rank=comm.rank, world_size=comm.world_size)
-        run_rounds(comm, options)
+        (run_many if options.many else run_rounds)(comm, options)
     say("left")
 
 
