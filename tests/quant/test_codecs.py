@@ -72,13 +72,14 @@ def adversarial(kind: str, count: int, seed: int) -> Array:
         "steps": np.repeat(normal[: count // 100 + 1], 100)[:count],
         "positive": np.abs(normal),
         "one sided near zero": np.abs(normal) + 1e-37,
+        "few ulps": 1e6 + 0.0625 * rng.integers(0, 6, count),
     }
     return made[kind]
 
 
 KINDS = (
     "normal", "heavy", "offset", "negative offset", "sparse", "mask", "one spike", "tiny",
-    "small", "huge", "steps", "positive", "one sided near zero",
+    "small", "huge", "steps", "positive", "one sided near zero", "few ulps",
 )  # fmt: skip
 
 
@@ -172,6 +173,18 @@ def test_constant_blocks_come_back_exactly(name: str, dtype: str, value: float) 
     back = round_trip(name, values)
 
     assert (back == values).all()
+
+
+@every_block_codec
+def test_no_result_depends_on_how_a_cpu_treats_subnormal_numbers(name: str) -> None:
+    smallest = float(np.finfo(np.float32).smallest_normal)
+    for top in (-1e-39, -1e-38, 1e-39, 0.0):
+        values = np.linspace(-1e-37, top, 3000).astype(np.float32)
+
+        back = round_trip(name, values)
+
+        assert (np.abs(back[back != 0]) >= smallest).all()
+        assert_within_bounds(name, values, back)
 
 
 @every_block_codec

@@ -94,6 +94,19 @@ def test_an_attempt_that_pays_ends_the_waiting() -> None:
     assert all(size < 50_000 for size in sizes[first:])
 
 
+def test_the_waiting_begins_anew_after_an_attempt_that_paid() -> None:
+    compressor = Compressor()
+    for _ in range(200):
+        pack(compressor, noise(100))
+    while pack(compressor, compressible()).size > 50_000:
+        pass
+    pack(compressor, noise(100))
+
+    sizes = [pack(compressor, compressible()).size for _ in range(2)]
+
+    assert sizes[0] > 50_000 > sizes[1]
+
+
 # -- Hostile bytes ----------------------------------------------------------------------------
 
 

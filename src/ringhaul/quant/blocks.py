@@ -251,7 +251,6 @@ class _BlockCoder:
         self._set_step(low, high, step)
         largest = np.maximum(high, np.negative(low))
         np.maximum(step, largest * self._dtype.type(self._math.multiple_min), out=step)
-        np.maximum(step, largest, out=step, where=low == high)
 
     def _set_shift(self, low: Values, step: Values, bottom: Values) -> None:
         """Write the index of the lowest line to `bottom`, and what makes it code 0."""

@@ -105,8 +105,6 @@ class Compressor:
         words = plain.reshape(-1, word_bytes)
         body = self._compressor.compress(np.ascontiguousarray(words.T).data)
         saved_bytes = plain.size - len(body)
-        if saved_bytes <= 0:
-            return None
         if self._clock is None or self.link_bytes_per_s is None:
             return body if saved_bytes >= _SAVED_SHARE_MIN * plain.size else None
         cost_s = (self._clock() - started_at) * _COST_OF_BOTH_ENDS
