@@ -99,7 +99,7 @@ def test_arrays_of_all_sizes_and_dtypes_are_each_reduced(ring: Ring, op: str) ->
 
     def made(index: int) -> list[Array]:
         return [
-            np.full(size, index + 1 + place % 3).astype(dtypes[place % 3])
+            np.full(size, index + 1 + place).astype(dtypes[place % 3])
             for place, size in enumerate(sizes)
         ]
 
@@ -109,7 +109,7 @@ def test_arrays_of_all_sizes_and_dtypes_are_each_reduced(ring: Ring, op: str) ->
     total = {"sum": n * (n + 1) / 2, "avg": (n + 1) / 2, "max": n}[op]
     for arrays in lists:
         for place, array in enumerate(arrays):
-            extra = place % 3 * (n if op == "sum" else 1)
+            extra = place * (n if op == "sum" else 1)
             assert array.dtype == dtypes[place % 3]
             assert (array.astype(float) == total + extra).all(), place
     assert all(len(each) == len(sizes) for each in infos)
