@@ -1,6 +1,6 @@
 """Fault-tolerant collective communication over the public internet."""
 
-from ringhaul.communicator import Communicator, connect
+from ringhaul.communicator import Communicator
 from ringhaul.errors import (
     CallTimeout,
     ClosedError,
@@ -14,6 +14,7 @@ from ringhaul.errors import (
     WireError,
 )
 from ringhaul.ids import ReduceOp
+from ringhaul.joining import connect
 from ringhaul.results import Membership, ReduceInfo, SyncInfo
 from ringhaul.state.shared import SharedState
 from ringhaul.work import Work
