@@ -1,6 +1,6 @@
 """Fault-tolerant collective communication over the public internet."""
 
-from ringhaul.communicator import Communicator, connect
+from ringhaul.communicator import Communicator
 from ringhaul.errors import (
     CallTimeout,
     ClosedError,
@@ -15,6 +15,7 @@ from ringhaul.errors import (
     WireError,
 )
 from ringhaul.ids import ReduceOp
+from ringhaul.joining import connect
 from ringhaul.quant import Codec, ErrorFeedback, register_codec
 from ringhaul.results import Membership, ReduceInfo, SyncInfo
 from ringhaul.state.shared import SharedState

@@ -19,10 +19,10 @@ from ringhaul.arguments import (
     parse_op,
 )
 from ringhaul.arrays import array_view, flat_view, in_kind_of
+from ringhaul.blocking import BlockingMember
 from ringhaul.core.peer.steps import View
 from ringhaul.ids import PeerId, ReduceOp
-from ringhaul.io.calls import BroadcastCall, GatherCall, PendingCall, ScatterCall
-from ringhaul.member import Member
+from ringhaul.io.calls import BroadcastCall, GatherCall, ScatterCall
 from ringhaul.reduction import reduce_info
 from ringhaul.results import ReduceInfo
 from ringhaul.ring.reduce import check_op, dtype_name
@@ -153,11 +153,8 @@ def prepare_reduce_scatter(
     return ScatterCall(signature=signature, tag=tag, timeout_s=timeout_s, own=own)
 
 
-class RingCollectives(Member):
-    """The blocking forms, for a communicator, which knows how to make a call."""
-
-    def _run(self, call: PendingCall) -> None:
-        raise NotImplementedError
+class RingCollectives(BlockingMember):
+    """The blocking forms."""
 
     def broadcast(
         self,

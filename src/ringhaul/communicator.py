@@ -1,19 +1,17 @@
-"""What users call: `connect` and the blocking `Communicator`.
+"""What users call: the blocking `Communicator`.
 
 Arguments are checked before any byte is sent; then calls are handed to the I/O thread, and
 waited for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from ringhaul.arguments import check_timeout
 from ringhaul.collectives import RingCollectives
 from ringhaul.ids import ReduceOp
-from ringhaul.io.calls import AdmitCall, PendingCall
-from ringhaul.io.signals import Signal
-from ringhaul.joining import check_joined, start_runtime
+from ringhaul.io.calls import AdmitCall
 from ringhaul.many import Batch
 from ringhaul.quant import Codec
 from ringhaul.reduction import (
@@ -26,57 +24,6 @@ from ringhaul.reduction import (
 from ringhaul.results import Membership, ReduceInfo, SyncInfo
 from ringhaul.state.shared import SharedState
 from ringhaul.work import Work
-
-
-def connect(
-    address: str | None = None,
-    *,
-    group: int = 0,
-    streams: int | None = None,
-    name: str | None = None,
-    min_world_size: int = 1,
-    timeout_s: float = 60.0,
-    admission_timeout_s: float | None = None,
-    listen: str | None = None,
-    advertise: Sequence[str] = (),
-) -> "Communicator":
-    """Take part in a run: returns when this peer is a member.
-
-    Args:
-        address: `host:port` of the coordinator; default: `RINGHAUL_COORDINATOR`, else
-            `127.0.0.1:48148`. Host names, IPv4 and `[IPv6]`.
-        group: peers of one number reduce with each other; admissions are common to all.
-        streams: TCP streams to the next rank; None: the library chooses.
-        name: shown in messages, and the first part of the peer id.
-        min_world_size: the first generation opens when so many are there; below it calls
-            raise `CollectiveAborted` and `admit` waits. The same on all members.
-        timeout_s: for reaching the coordinator.
-        admission_timeout_s: for being let in; None: as long as it takes.
-        listen: `host:port` for data connections of other peers; default: all interfaces, a
-            free port.
-        advertise: further `host[:port]` where others may reach this peer (port forwarding).
-
-    Raises:
-        ConnectError: the coordinator was not reached or refused, or no admission in time.
-        ValueError: an argument makes no sense; nothing was sent.
-    """
-    runtime = start_runtime(
-        address,
-        group=group,
-        streams=streams,
-        name=name,
-        min_world_size=min_world_size,
-        timeout_s=timeout_s,
-        admission_timeout_s=admission_timeout_s,
-        listen=listen,
-        advertise=advertise,
-    )
-    try:
-        runtime.joined.wait()
-    except BaseException:
-        runtime.close(wait_s=1.0)
-        raise
-    return Communicator(check_joined(runtime))
 
 
 class Communicator(RingCollectives):
@@ -294,64 +241,3 @@ class Communicator(RingCollectives):
     ) -> None:
         """Leave, whatever happened."""
         self.close()
-
-    # -- inside -------------------------------------------------------------------------------
-
-    def _run(self, call: PendingCall) -> None:
-        """Hand a call over and wait for its end; an interrupt ends it for all members."""
-        self._take_turn()
-        try:
-            self._memory.refuse_overlap(call)
-            try:
-                self._runtime.submit(call)
-                call.ended.wait()
-            except BaseException as error:
-                self._interrupt(call, f"{type(error).__name__} in the caller")
-                raise
-            self._settle(call)
-        finally:
-            self._busy.release()
-
-    def _interrupt(self, call: PendingCall, reason: str) -> None:
-        """The caller was interrupted: wait for the verdict, so that its memory is its own."""
-        try:
-            self._runtime.give_up(call, reason)
-            call.ended.wait()
-            self._show(call.view)
-        except BaseException:
-            self._abandon()
-            raise
-
-    def _run_batch(self, batch: Batch) -> list[ReduceInfo]:
-        """Drive an `all_reduce_many`; an interrupt ends it for all members."""
-        self._take_turn()
-        try:
-            self._memory.refuse_overlap_of(batch.views)
-            try:
-                _wait_each(batch.run(self._runtime))
-            except BaseException as error:
-                self._interrupt_batch(batch, f"{type(error).__name__} in the caller")
-                done = sum(info is not None for info in batch.infos)
-                error.add_note(f"all_reduce_many: {done} of {len(batch.infos)} arrays are reduced")
-                raise
-            return self._settle_batch(batch)
-        finally:
-            self._busy.release()
-
-    def _interrupt_batch(self, batch: Batch, reason: str) -> None:
-        try:
-            _wait_each(batch.wind_up(self._runtime, reason))
-            self._show(batch.view)
-        except BaseException:
-            self._abandon()
-            raise
-
-    def _abandon(self) -> None:
-        """Interrupted again, while waiting for a verdict: leave without goodbye."""
-        self._runtime.abandon()
-        self._runtime.close(wait_s=1.0)
-
-
-def _wait_each(signals: Iterator[Signal]) -> None:
-    for signal in signals:
-        signal.wait()

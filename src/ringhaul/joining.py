@@ -1,14 +1,66 @@
-"""What `connect` does before it waits: checks its arguments and starts the I/O thread."""
+"""`connect`: checks its arguments, starts the I/O thread, and waits until it is a member."""
 
 import os
 from collections.abc import Sequence
 
 from ringhaul import limits
 from ringhaul.arguments import check_connect, check_timeout, parse_advertised
+from ringhaul.communicator import Communicator
 from ringhaul.core.peer.machine import PeerOptions
 from ringhaul.errors import ConnectError
 from ringhaul.io.address import parse_address
 from ringhaul.io.peer_runtime import PeerRuntime
+
+
+def connect(
+    address: str | None = None,
+    *,
+    group: int = 0,
+    streams: int | None = None,
+    name: str | None = None,
+    min_world_size: int = 1,
+    timeout_s: float = 60.0,
+    admission_timeout_s: float | None = None,
+    listen: str | None = None,
+    advertise: Sequence[str] = (),
+) -> Communicator:
+    """Take part in a run: returns when this peer is a member.
+
+    Args:
+        address: `host:port` of the coordinator; default: `RINGHAUL_COORDINATOR`, else
+            `127.0.0.1:48148`. Host names, IPv4 and `[IPv6]`.
+        group: peers of one number reduce with each other; admissions are common to all.
+        streams: TCP streams to the next rank; None: the library chooses.
+        name: shown in messages, and the first part of the peer id.
+        min_world_size: the first generation opens when so many are there; below it calls
+            raise `CollectiveAborted` and `admit` waits. The same on all members.
+        timeout_s: for reaching the coordinator.
+        admission_timeout_s: for being let in; None: as long as it takes.
+        listen: `host:port` for data connections of other peers; default: all interfaces, a
+            free port.
+        advertise: further `host[:port]` where others may reach this peer (port forwarding).
+
+    Raises:
+        ConnectError: the coordinator was not reached or refused, or no admission in time.
+        ValueError: an argument makes no sense; nothing was sent.
+    """
+    runtime = start_runtime(
+        address,
+        group=group,
+        streams=streams,
+        name=name,
+        min_world_size=min_world_size,
+        timeout_s=timeout_s,
+        admission_timeout_s=admission_timeout_s,
+        listen=listen,
+        advertise=advertise,
+    )
+    try:
+        runtime.joined.wait()
+    except BaseException:
+        runtime.close(wait_s=1.0)
+        raise
+    return Communicator(check_joined(runtime))
 
 
 def start_runtime(

@@ -1,9 +1,7 @@
 """`all_reduce_async` and `Work`: in flight, in any order, in any thread, to any end."""
 
-import gc
 import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -14,19 +12,13 @@ from numpy.typing import NDArray
 
 from ringhaul import (
     CallTimeout,
-    ClosedError,
-    CollectiveAborted,
     Communicator,
     MismatchError,
-    RinghaulError,
-    SharedState,
     Work,
     connect,
-    memory,
 )
-from ringhaul.core.coordinator.model import Options
 from ringhaul.limits import EAGER_BYTES_MAX
-from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged, gather, together
+from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, gather, together
 
 Array = NDArray[Any]
 Members = Cluster[Communicator]
@@ -336,167 +328,3 @@ def test_admit_waits_for_the_works_in_flight(cluster: Members) -> None:
     assert work.wait(PATIENCE_S).world_size == 2
     assert third.comm.world_size == first.comm.world_size == 3
     np.testing.assert_array_equal(array, np.full(3, 2.0))
-
-
-# -- memory ------------------------------------------------------------------------------------
-
-
-def test_memory_of_an_operation_in_flight_is_refused_until_it_is_done(
-    pair: Sequence[Driver[Communicator]],
-) -> None:
-    first, second = pair
-    base = np.ones(100)
-    work = first.do(post(base[10:20]))
-    overlapping: list[tuple[Array, dict[str, Array]]] = [
-        (base[10:20], {}),
-        (base, {}),
-        (base[19:30], {}),
-        (base[:11], {}),
-        (base[12:13], {}),
-        (base[15:25], {"out": np.empty(10)}),
-        (np.ones(10), {"out": base[5:15]}),
-    ]
-
-    for array, options in overlapping:
-        with pytest.raises(ValueError, match="in flight owns this memory"):
-            first.do(post(array, **options))
-        with pytest.raises(ValueError, match="in flight owns this memory"):
-            first.do(lambda comm, a=array, o=options: comm.all_reduce(a, **o))  # type: ignore[misc]
-    with pytest.raises(ValueError, match="in flight owns this memory"):
-        first.do(lambda comm: comm.all_reduce_many([np.ones(3), base[10:11]]))
-    with pytest.raises(ValueError, match="in flight owns this memory"):
-        first.do(lambda comm: comm.sync_state(SharedState({"w": base})))
-
-    # nothing of all that was sent: the next two calls fit, also next to the borrowed part
-    neighbours = [first.do(post(part)) for part in (base[:10], base[20:30], base[:0])]
-    for shape in (10, 10, 10, 0):
-        second.do(post(np.ones(shape)))
-    for each in (work, *neighbours):
-        each.wait(PATIENCE_S)
-    again = first.do(post(base[10:20]))
-    second.do(post(np.ones(10)))
-    again.wait(PATIENCE_S)
-    assert base.tolist() == [2.0] * 10 + [3.0] * 10 + [2.0] * 10 + [1.0] * 70
-
-
-def test_output_of_an_operation_in_flight_is_no_input_of_another(
-    pair: Sequence[Driver[Communicator]],
-) -> None:
-    first, second = pair
-    own, out = np.ones(8), np.empty(8)
-    first.do(post(own, out=out))
-
-    with pytest.raises(ValueError, match="owns this memory"):
-        first.do(post(own))
-    with pytest.raises(ValueError, match="owns this memory"):
-        first.do(post(out, out=np.empty(8)))
-
-    reading = first.do(post(own, out=np.empty(8)))
-    for _ in range(2):
-        second.do(post(np.ones(8)))
-    reading.wait(PATIENCE_S)
-
-
-def test_too_many_in_flight_are_refused(
-    pair: Sequence[Driver[Communicator]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "WORKS_IN_FLIGHT_MAX", 3)
-    first, second = pair
-    works = [first.do(post(np.ones(size))) for size in (0, 1, 2)]
-
-    with pytest.raises(RinghaulError, match="3 operations are in flight"):
-        first.do(post(np.ones(1)))
-
-    second.do(post(np.ones(0)))
-    works[0].wait(PATIENCE_S)
-    works.append(first.do(post(np.ones(3))))
-    for size in (1, 2, 3):
-        second.do(post(np.ones(size)))
-    for work in works:
-        work.wait(PATIENCE_S)
-
-
-def test_a_dropped_work_keeps_its_array_and_goes_on(pair: Sequence[Driver[Communicator]]) -> None:
-    first, second = pair
-    array = np.ones(1000)
-    alive = weakref.ref(array)
-
-    def drop(comm: Communicator, arrays: list[Array]) -> None:
-        comm.all_reduce_async(arrays.pop())
-
-    arrays = [array]
-    del array
-    first.do(lambda comm: drop(comm, arrays))
-    gc.collect()
-    assert alive() is not None
-
-    other = np.ones(1000)
-    second.do(post(other)).wait(PATIENCE_S)
-
-    np.testing.assert_array_equal(other, np.full(1000, 2.0))
-    together(pair, Communicator.barrier)
-
-
-# -- ends --------------------------------------------------------------------------------------
-
-
-def test_close_ends_works_in_flight_and_leaves_their_arrays(
-    pair: Sequence[Driver[Communicator]],
-) -> None:
-    first, _ = pair
-    arrays = [np.ones(1_000_000) for _ in range(3)]
-    works = [first.do(post(array)) for array in arrays]
-    waiting = in_thread(works[1].wait)
-
-    first.comm.close()
-
-    for work in works:
-        assert work.done()
-        with pytest.raises(ClosedError):
-            work.wait()
-    with pytest.raises(ClosedError):
-        waiting.result(PATIENCE_S)
-    assert all((array == 1.0).all() for array in arrays)
-    with pytest.raises(ClosedError):
-        first.do(post(arrays[0])).wait()
-
-
-def test_a_work_keeps_its_communicator_from_being_collected() -> None:
-    with Cluster(connect_as(2)) as cluster:
-        (second,) = [cluster.driver()]
-        found = [connect(cluster.address, min_world_size=2)]
-        second.joined.result(PATIENCE_S)
-        array = np.ones(3)
-        work = found[0].all_reduce_async(array)
-        alive = weakref.ref(found.pop())
-        gc.collect()
-        assert alive() is not None
-
-        second.do(post(np.ones(3)))
-        work.wait(PATIENCE_S)
-        np.testing.assert_array_equal(array, np.full(3, 2.0))
-        del work
-        gc.collect()
-        assert alive() is None
-
-
-def test_a_loss_with_works_in_flight_retries_or_raises_as_each_was_asked() -> None:
-    with Cluster(connect, Options(waiting_report_s=0.05)) as cluster:
-        first, second = cluster.drivers(1)[0], cluster.driver()
-        while first.do(Communicator.admit).world_size < 2:
-            pass
-        second.joined.result(PATIENCE_S)
-        retried, raised = np.ones(3), np.ones(3)
-        with Logged("'b'#0 waits for") as begun:
-            patient = first.do(post(retried, tag="a"))
-            strict = first.do(post(raised, tag="b", on_loss="raise"))
-            begun.wait()
-
-        second.comm.close()
-
-        with pytest.raises(CollectiveAborted, match="was lost"):
-            strict.wait(PATIENCE_S)
-        info = patient.wait(PATIENCE_S)
-        assert (info.contributors, info.attempts) == ((first.comm.peer_id,), 2)
-        assert first.comm.world_size == 1
-        assert retried.tolist() == raised.tolist() == [1.0] * 3

@@ -65,6 +65,7 @@ def check_loss(event: Event, on_loss: str) -> None:
     if on_loss == "retry":
         assert counts == {3, 2}
         assert max(event["attempts"]) <= 2
-    else:  # the kill may fall between two operations, then nothing is aborted
-        assert counts in ({3, 0}, {3, 2})
+    else:  # what the coordinator had not heard of when it was lost runs with two
+        assert 3 in counts
+        assert counts <= {3, 2, 0}
     assert event["kind"] == ("CollectiveAborted" if 0 in counts else "NoneType")

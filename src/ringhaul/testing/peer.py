@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ringhaul.communicator import Communicator, connect
+from ringhaul.communicator import Communicator
 from ringhaul.errors import RinghaulError
 from ringhaul.io.calls import ReduceCall
+from ringhaul.joining import connect
 from ringhaul.many import Batch, Parcel
 from ringhaul.results import ReduceInfo
 from ringhaul.testing.processes import check_sum, contribution

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ringhaul.cli.bench.options import BenchOptions
-from ringhaul.communicator import Communicator, connect
+from ringhaul.communicator import Communicator
 from ringhaul.errors import MismatchError, RinghaulError
+from ringhaul.joining import connect
 
 #: Calls that count, per size and number of streams.
 CALLS_MIN, CALLS_MAX = 3, 20

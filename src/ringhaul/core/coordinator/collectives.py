@@ -139,7 +139,7 @@ def give_verdict(
     detail: str = "",
 ) -> None:
     """End a collective for all members of the group, also for who comes to it later."""
-    group.open.pop(key, None)
+    is_begun = group.open.pop(key, None) is not None
     if outcome is not Outcome.ABORTED:
         group.closed[key] = None
         while len(group.closed) > VERDICTS_KEPT_MAX:
@@ -156,7 +156,8 @@ def give_verdict(
     for peer_id in group.ring_order:
         run.send(run.peers[peer_id], verdict)
     if outcome is not Outcome.COMMITTED:
-        run.log(f"generation {group.generation}: {key} {outcome.value} {detail}".rstrip())
+        text = f"generation {group.generation}: {key} {outcome.value} {detail}".rstrip()
+        run.log(text, important=is_begun)
 
 
 def abort_all(run: Run, group: Group, reason: str) -> None:
