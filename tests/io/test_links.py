@@ -327,3 +327,36 @@ async def test_a_reactor_forgets_a_handler_whose_socket_is_closed() -> None:
     with trio.move_on_after(0.05):
         await reactor.run()
     far.close()
+
+
+async def test_what_comes_twice_does_not_spoil_the_sum() -> None:
+    """The second copy is in the middle of its payload when the first is reduced in place."""
+    count = 1000
+    async with two_sides(streams=1) as sides:
+        (first,) = begin(sides[:1], count)  # type: ignore[arg-type]
+        while sides[1].plane.early_bytes == 0:
+            await trio.lowlevel.checkpoint()
+        copies = [stream_pair() for _ in range(2)]
+        for _, far in copies:
+            sides[0].incoming.add(far)
+        own = sides[1].transfer(values(1, count))
+        (segment,) = own.first_segments()
+        for near, _ in copies:
+            near.send_nowait([segment.header, bytes(segment.view)[:100]])
+        while sum(s.transfer is first for s in sides[0].incoming.streams) < 2:
+            await trio.lowlevel.checkpoint()
+        copies[0][0].send_nowait([segment.view[100:]])
+        while not first.received_bytes:
+            await trio.lowlevel.checkpoint()
+        copies[1][0].send_nowait([segment.view[100:]])
+        (second,) = begin(sides[1:], count)  # type: ignore[arg-type]
+        for side in sides:
+            await side.is_done.wait()
+        late = sides[0].incoming.streams[-1]
+        while late.header is not None:
+            await trio.lowlevel.checkpoint()
+        for near, _ in copies:
+            near.close()
+
+    np.testing.assert_array_equal(first.result, values(2, count))
+    np.testing.assert_array_equal(second.result, values(2, count))

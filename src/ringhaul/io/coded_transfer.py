@@ -111,8 +111,9 @@ class CodedTransfer(RingTransfer):
         self._digest ^= xxhash.xxh3_128_intdigest(payload, seed)
 
     def _reduce(
-        self, header: SegmentHeader, start: int, stop: int, payload: memoryview
+        self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None
     ) -> Segment | None:
+        assert payload is not None
         own: NDArray[Any] = self._own[start:stop]
         chunk = self._chunks[header.kind, header.chunk]
         residual = self._residual(start, stop)

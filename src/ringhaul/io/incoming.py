@@ -94,6 +94,14 @@ class IncomingLink:
         for stream in self.streams:
             stream.release(transfer)
 
+    def discard_others(
+        self, first: "IncomingStream", transfer: Transfer, header: SegmentHeader
+    ) -> None:
+        """A segment is here: what other streams still read of it is thrown away."""
+        for stream in self.streams:
+            if stream is not first and stream.transfer is transfer and stream.header == header:
+                stream.release(transfer)
+
     def sweep(self) -> None:
         """Acknowledge what was received."""
         for stream in list(self.streams):

@@ -186,6 +186,7 @@ class DataPlane:
             return
         if transfer is None or (stream.eager is not None and not transfer.expects(header)):
             return
+        stream.link.discard_others(stream, transfer, header)
         self._take(transfer, header, None if stream.is_placed else stream.payload)
         if transfer.is_done:
             self._report(TransferDone(transfer.call, transfer.generation, transfer.digest))

@@ -221,7 +221,7 @@ class RingTransfer:
 
     def place(self, header: SegmentHeader) -> memoryview | None:
         """Where the payload may be read to directly; None: into scratch first."""
-        if header.kind is not SegmentKind.ALL_GATHER:
+        if header.kind is not SegmentKind.ALL_GATHER and not self._has_room:
             return None
         found = self._find(header)
         assert found is not None
@@ -241,7 +241,6 @@ class RingTransfer:
         self.received_bytes += header.payload_bytes
         if header.kind is SegmentKind.ALL_GATHER:
             return self._store(header, start, stop, payload)
-        assert payload is not None
         return self._reduce(header, start, stop, payload)
 
     def _store(
@@ -261,10 +260,13 @@ class RingTransfer:
         return self._segment(SegmentKind.ALL_GATHER, chunk, index, view)
 
     def _reduce(
-        self, header: SegmentHeader, start: int, stop: int, payload: memoryview
+        self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None
     ) -> Segment | None:
         assert self._kernel is not None
-        received = np.frombuffer(payload, self._wide)
+        if payload is None:  # it lies where the sum will be: that memory is in the cache now
+            received = self.result[start:stop]
+        else:
+            received = np.frombuffer(payload, self._wide)
         own = self._own[start:stop]
         chunk = self._chunks[header.kind, header.chunk]
         if chunk.is_final:

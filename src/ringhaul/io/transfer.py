@@ -60,7 +60,8 @@ class Transfer(Protocol):
     def place(self, header: SegmentHeader) -> memoryview | None:
         """Where the payload of an expected segment may be read to directly.
 
-        None: into scratch first. The same answer until the segment is accepted.
+        None: into scratch first. The same answer until the segment is accepted; after that
+        nobody may write there: the memory may hold a sum by then.
         """
 
     def accept(self, header: SegmentHeader, payload: memoryview | None) -> "Segment | None":
