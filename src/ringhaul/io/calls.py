@@ -1,10 +1,11 @@
 """Calls of the user on their way through the I/O thread, and what they result in."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import trio
 from numpy.typing import NDArray
 
@@ -51,6 +52,10 @@ class PendingCall:
     sent_bytes: int = field(default=0, init=False)
     received_bytes: int = field(default=0, init=False)
 
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """The caller's memory that it needs until its end, and whether that is written."""
+        yield from ()
+
     def end(self, *, view: View | None = None, error: BaseException | None = None) -> None:
         """Wake the caller."""
         if not self.ended.is_set():
@@ -87,6 +92,13 @@ class ReduceCall(PendingCall):
     result: NDArray[Any] | None = None
     transfer: RingTransfer | None = None
 
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """The input, and where the result goes."""
+        if self.own is not None:
+            yield self.own, self.is_in_place
+        if self.target is not None and not self.is_in_place:
+            yield self.target, True
+
 
 @dataclass
 class SyncCall(PendingCall):
@@ -102,3 +114,8 @@ class SyncCall(PendingCall):
     fetching: trio.CancelScope | None = None
     revision: int = 0
     sources: Sequence[str] = ()
+
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """All entries of the state."""
+        for view in self.state.views():
+            yield np.frombuffer(view, np.uint8), True
