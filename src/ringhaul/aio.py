@@ -15,12 +15,14 @@ normally.
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import trio
 
 from ringhaul import limits
 from ringhaul.arguments import check_timeout
+from ringhaul.arrays import in_kind_of
+from ringhaul.collectives import prepare_all_gather, prepare_broadcast, prepare_reduce_scatter
 from ringhaul.ids import ReduceOp
 from ringhaul.io.calls import AdmitCall, PendingCall, ReduceCall
 from ringhaul.io.peer_runtime import PeerRuntime
@@ -173,6 +175,62 @@ class Communicator(Member):
             buffers=self._buffers,
         )
         return await self._run_batch(batch)
+
+    async def broadcast(
+        self,
+        array: object,
+        root: SupportsIndex = 0,
+        *,
+        out: object | None = None,
+        tag: str | None = None,
+        on_loss: str = "retry",
+        timeout_s: float | None = None,
+    ) -> ReduceInfo:
+        """Give all members the array of one: as `ringhaul.Communicator.broadcast`."""
+        call = prepare_broadcast(
+            self._view,
+            self.peer_id,
+            array,
+            root,
+            out=out,
+            tag=tag,
+            on_loss=on_loss,
+            timeout_s=timeout_s,
+        )
+        await self._run(call)
+        return reduce_info(call)
+
+    async def all_gather(
+        self,
+        array: object,
+        *,
+        out: object | None = None,
+        tag: str | None = None,
+        on_loss: str = "retry",
+        timeout_s: float | None = None,
+    ) -> Any:  # noqa: ANN401 - the caller's kind
+        """Collect the arrays of all members: as `ringhaul.Communicator.all_gather`."""
+        call = prepare_all_gather(
+            self._view, array, out=out, tag=tag, on_loss=on_loss, timeout_s=timeout_s
+        )
+        await self._run(call)
+        assert call.value is not None
+        return in_kind_of(array, call.value)
+
+    async def reduce_scatter(
+        self,
+        array: object,
+        op: str | ReduceOp = "sum",
+        *,
+        tag: str | None = None,
+        on_loss: str = "retry",
+        timeout_s: float | None = None,
+    ) -> Any:  # noqa: ANN401 - the caller's kind
+        """Reduce, and keep a chunk: as `ringhaul.Communicator.reduce_scatter`."""
+        call = prepare_reduce_scatter(array, op, tag=tag, on_loss=on_loss, timeout_s=timeout_s)
+        await self._run(call)
+        assert call.value is not None
+        return in_kind_of(array, call.value)
 
     async def barrier(self, timeout_s: float | None = None) -> None:
         """Return when every member of the group has called it."""

@@ -6,15 +6,14 @@ another one reads or writes.
 
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul.arrays import span_of
 from ringhaul.errors import RinghaulError
-from ringhaul.io.calls import CollectiveCall, PendingCall, SyncCall
+from ringhaul.io.calls import PendingCall
 
 #: Asynchronous operations that one peer may have in flight; with its neighbours' it stays
 #: below what the coordinator keeps open for a group.
@@ -36,7 +35,7 @@ class MemoryInUse:
     def refuse_overlap(self, call: PendingCall) -> None:
         """Refuse a blocking call that needs memory of an operation in flight."""
         if self._spans:
-            spans = list(_spans_of(call))
+            spans = _spans_of(call)
             with self._lock:
                 self._check(spans)
 
@@ -54,7 +53,7 @@ class MemoryInUse:
             ValueError: another one in flight has part of its memory.
             RinghaulError: too many are in flight.
         """
-        spans = list(_spans_of(call))
+        spans = _spans_of(call)
         with self._lock:
             if self._work_count >= WORKS_IN_FLIGHT_MAX:
                 raise RinghaulError(
@@ -87,12 +86,5 @@ class MemoryInUse:
                 place += 1
 
 
-def _spans_of(call: PendingCall) -> Iterator[Span]:
-    if isinstance(call, CollectiveCall):
-        for array, is_written in call.arrays():
-            if array.size:
-                yield (*span_of(array), is_written)
-    elif isinstance(call, SyncCall):
-        for view in call.state.views():
-            if view.nbytes:
-                yield (*span_of(np.frombuffer(view, np.uint8)), True)
+def _spans_of(call: PendingCall) -> list[Span]:
+    return [(*span_of(array), is_written) for array, is_written in call.memory() if array.size]

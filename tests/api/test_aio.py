@@ -59,6 +59,21 @@ def io_threads() -> int:
     return sum(thread.name == "ringhaul" for thread in threading.enumerate())
 
 
+async def test_the_other_collectives_have_their_awaitable_forms(address: str) -> None:
+    async with pair(address) as comms:
+
+        async def act(comm: aio.Communicator) -> tuple[Any, ...]:
+            own = np.full(4, comm.rank + 1.0)
+            rows = await comm.all_gather(own)
+            chunk = await comm.reduce_scatter(own)
+            await comm.broadcast(own, root=1)
+            return rows.tolist(), chunk.tolist(), own.tolist()
+
+        first, second = await both(act, comms)
+
+    assert first == second == ([[1.0] * 4, [2.0] * 4], [3.0] * 2, [2.0] * 4)
+
+
 async def test_each_call_has_its_awaitable_form(address: str) -> None:
     async with pair(address) as comms:
 

@@ -55,6 +55,10 @@ class PendingCall:
     sent_bytes: int = field(default=0, init=False)
     received_bytes: int = field(default=0, init=False)
 
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """The caller's memory that it needs until its end, and whether that is written."""
+        yield from ()
+
     def end(self, *, view: View | None = None, error: BaseException | None = None) -> None:
         """Wake the caller."""
         if not self.ended.is_set():
@@ -88,7 +92,7 @@ class CollectiveCall(PendingCall):
     #: Its place in an `all_reduce_many`.
     batch_index: int | None = None
 
-    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """The caller's arrays, and whether they are written."""
         if self.own is not None:
             yield self.own, False
@@ -116,9 +120,9 @@ class ReduceCall(CollectiveCall):
     is_in_place: bool = True
     result: NDArray[Any] | None = None
 
-    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """The input is read, and written only if it is the target too."""
-        yield from super().arrays()
+        yield from super().memory()
         if self.target is not None:
             yield self.target, True
 
@@ -152,9 +156,9 @@ class BroadcastCall(ReduceCall):
 
     is_root: bool = False
 
-    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """In place, the root writes nothing."""
-        for array, is_written in super().arrays():
+        for array, is_written in super().memory():
             yield array, is_written and not (self.is_root and self.is_in_place)
 
     def result_memory(self, world_size: int, buffers: BufferPool) -> NDArray[Any] | None:
@@ -178,9 +182,9 @@ class GatherCall(CollectiveCall):
     out: NDArray[Any] | None = None
     value: NDArray[Any] | None = field(default=None, init=False)
 
-    def arrays(self) -> Iterator[tuple[NDArray[Any], bool]]:
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """`out` is written."""
-        yield from super().arrays()
+        yield from super().memory()
         if self.out is not None:
             yield self.out, True
 
@@ -227,3 +231,8 @@ class SyncCall(PendingCall):
     fetching: trio.CancelScope | None = None
     revision: int = 0
     sources: Sequence[str] = ()
+
+    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
+        """All entries of the state."""
+        for view in self.state.views():
+            yield np.frombuffer(view, np.uint8), True
