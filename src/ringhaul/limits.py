@@ -61,8 +61,9 @@ WAITING_REPORT_S = 30.0
 #: The unit of I/O: large enough that Python per segment does not show, small enough for the
 #: cache and the pipe (measured, DESIGN section 5: 512 KiB to 1 MiB best).
 SEGMENT_BYTES_MAX = 1024 * 1024
-#: Below this a chunk is not cut further: the cost of a segment would outweigh the overlap.
-SEGMENT_BYTES_MIN = 64 * 1024
+#: Below this a chunk is not cut further: the cost of a segment would outweigh the overlap
+#: (1 MiB, 2 peers, loopback: 10 % faster than with 64 KiB).
+SEGMENT_BYTES_MIN = 256 * 1024
 #: Segments a chunk is cut into at least, if they are not too small: overlap within a step.
 SEGMENTS_PER_CHUNK_MIN = 4
 #: A stream inside a payload is woken when so much is there, not at every packet: a wake-up

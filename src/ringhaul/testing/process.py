@@ -266,7 +266,7 @@ class Process:
             is_faulty = False  # whether its end was for all would be a guess
         timeout_s = agenda.between(0.02, 4.0) if is_faulty and agenda.chance(0.03) else None
         if is_faulty and agenda.chance(0.01):
-            outcome = agenda.dice.choice((Outcome.INTERRUPTED, Outcome.FAILED))
+            outcome = agenda.dice.choice((Outcome.INTERRUPTED, Outcome.FAILED, Outcome.UNFIT))
             given_up = CallGivenUp(call, outcome, "Ctrl-C, or a NaN")
             agenda.after(agenda.between(0.0, 0.3), lambda: self.deliver(given_up))
         if request.signature is None:
