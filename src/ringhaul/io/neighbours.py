@@ -25,7 +25,7 @@ from ringhaul.wire.records import Address, Ticket
 logger = logging.getLogger(__name__)
 
 Report = Callable[[LinkUp | LinkBroken], None]
-#: Streams that have this share of the largest window under way are held back by it.
+#: Streams that fill a path with this share of their largest window are held back by it.
 _WINDOW_FULL = 0.5
 
 
@@ -200,11 +200,12 @@ class Neighbours:
         if self._streams is not None or link is None or len(link.streams) < self._wanted:
             return
         infos = [info for stream in link.streams if (info := stream.sock.tcp_info())]
+        # what the path itself holds, not its queues: those would call for ever more streams
+        held = sum(info.delivery_bytes_per_s * info.round_trip_s for info in infos)
         if (
             infos
             and min(info.round_trip_s for info in infos) > limits.LONG_ROUND_TRIP_S
-            and sum(info.in_flight_bytes for info in infos)
-            > _WINDOW_FULL * window_bytes_max() * len(infos)
+            and held > _WINDOW_FULL * window_bytes_max() * len(infos)
         ):
             self._wanted = min(2 * len(link.streams), limits.STREAMS_ADAPTIVE_MAX)
             self._grow(link)

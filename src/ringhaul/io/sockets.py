@@ -40,16 +40,12 @@ class TcpInfo:
     round_trip_s: float
     acknowledged_bytes: int
     delivery_bytes_per_s: int
-    #: Sent and not acknowledged.
-    in_flight_bytes: int
 
     @staticmethod
     def parse(data: bytes) -> "TcpInfo | None":
         """None if the kernel is too old to say all of it."""
         if len(data) < _TCP_INFO_BYTES:
             return None
-        (segment_bytes,) = struct.unpack_from("I", data, 16)
-        (unacknowledged,) = struct.unpack_from("I", data, 24)
         (smoothed_us,) = struct.unpack_from("I", data, 68)
         (acknowledged,) = struct.unpack_from("Q", data, 120)
         (least_us,) = struct.unpack_from("I", data, 148)
@@ -58,7 +54,6 @@ class TcpInfo:
             (least_us or smoothed_us) / 1e6,
             acknowledged,
             delivery,
-            segment_bytes * unacknowledged,
         )
 
 
