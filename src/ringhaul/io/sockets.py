@@ -25,6 +25,7 @@ from ringhaul.wire.framing import LENGTH_BYTES, frame
 #: Handshake messages are short; whoever sends a longer one is no peer.
 _HANDSHAKE_BYTES_MAX = 16 * 1024
 _USER_TIMEOUT_MS = 20_000
+_KEEPALIVE_S = 10
 _TCP_INFO_BYTES = 168
 _open: "weakref.WeakSet[DataSocket]" = weakref.WeakSet()
 
@@ -76,6 +77,9 @@ class DataSocket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if sys.platform == "linux":
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+            # one end of a stream may be reset without the other's knowing
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
         self._sock = sock
         self.is_closed = False
         self._low_water_bytes = 1
