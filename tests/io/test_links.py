@@ -15,14 +15,16 @@ from ringhaul import limits
 from ringhaul.core.peer.steps import CallGivenUp, LinkBroken, LinkUp, TransferDone
 from ringhaul.errors import WireError
 from ringhaul.ids import CallId, Generation, OpKey, PeerId, Rank, ReduceOp
+from ringhaul.io.coded_transfer import CodedTransfer
 from ringhaul.io.incoming import IncomingLink, IncomingStream
 from ringhaul.io.outgoing import OutgoingLink
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.reactor import Reactor
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.sockets import DataSocket
+from ringhaul.quant import SegmentCoder, find_codec
 from ringhaul.wire.records import CollectiveKind, Signature
-from ringhaul.wire.segment_header import SegmentHeader, SegmentKind
+from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, unpack_header
 
 GENERATION = Generation(1)
 FAIL_AFTER_S = 20
@@ -360,3 +362,42 @@ async def test_what_comes_twice_does_not_spoil_the_sum() -> None:
 
     np.testing.assert_array_equal(first.result, values(2, count))
     np.testing.assert_array_equal(second.result, values(2, count))
+
+
+async def test_early_data_that_no_codec_wrote_break_the_link_and_nothing_else() -> None:
+    signature = Signature(
+        kind=CollectiveKind.ALL_REDUCE,
+        op=ReduceOp.SUM,
+        dtype="float32",
+        element_count=2000,
+        codec="uint8",
+    )
+    own = np.ones(2000, np.float32)
+    async with two_sides(streams=1) as sides:
+        coded = CodedTransfer(
+            coder=SegmentCoder(find_codec("uint8"), ReduceOp.SUM, own.dtype, 2),
+            call=CallId(1),
+            key=OpKey(None, 0),
+            generation=GENERATION,
+            rank=Rank(0),
+            world_size=2,
+            signature=signature,
+            own=own,
+            result=np.empty_like(own),
+        )
+        (segment,) = coded.first_segments()
+        good = unpack_header(segment.header)
+        near, far = stream_pair()
+        sides[0].incoming.add(far)
+        link = sides[0].incoming
+        near.send_nowait([good._replace(chunk=0).pack(), b"\xff" * good.payload_bytes])
+        while sides[0].plane.early_bytes != good.payload_bytes:
+            await trio.lowlevel.checkpoint()
+        while link.streams[-1].header is not None:
+            await trio.lowlevel.checkpoint()
+
+        sides[0].plane.begin(coded)
+
+        assert link.is_closed
+        assert sides[0].plane.early_bytes == 0
+        near.close()

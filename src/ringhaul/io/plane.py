@@ -93,10 +93,14 @@ class DataPlane:
         else:
             for _ in self._own_segments(transfer):
                 pass  # a world of one is done by asking
-        for header, payload in early:
-            self.early_bytes -= len(payload)
-            if transfer.expects(header):
-                self._take(transfer, header, payload)
+        self.early_bytes -= sum(len(payload) for _, payload in early)
+        try:
+            for header, payload in early:
+                if transfer.expects(header):
+                    self._take(transfer, header, payload)
+        except WireError as error:  # as if it had come just now
+            if self.neighbours.incoming is not None:
+                self.neighbours.incoming.on_broken(str(error))
         if transfer.is_done and transfer.key in self._transfers:
             self._report(TransferDone(transfer.call, transfer.generation, transfer.digest))
 
