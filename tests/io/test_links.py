@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from ringhaul import limits
 from ringhaul.core.peer.steps import CallGivenUp, LinkBroken, LinkUp, TransferDone
-from ringhaul.errors import WireError
 from ringhaul.ids import CallId, Generation, OpKey, PeerId, Rank, ReduceOp
 from ringhaul.io.coded_transfer import CodedTransfer
 from ringhaul.io.incoming import IncomingLink, IncomingStream
 from ringhaul.io.outgoing import OutgoingLink
 from ringhaul.io.plane import DataPlane
-from ringhaul.io.reactor import Reactor
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.sockets import DataSocket
 from ringhaul.quant import SegmentCoder, find_codec
@@ -309,26 +307,6 @@ async def test_a_released_transfer_leaves_no_stream_with_its_memory() -> None:
         del transfer
 
         own += b"not possible while anybody holds a view of it"
-
-
-async def test_a_reactor_forgets_a_handler_whose_socket_is_closed() -> None:
-    reactor = Reactor()
-    near, far = stream_pair()
-
-    class Handler:
-        sock = near
-
-        def on_ready(self, mask: int) -> None:
-            raise WireError("called")
-
-    handler = Handler()
-    reactor.watch(handler, 1)
-    far.send_nowait([b"x"])
-    reactor.forget(handler)
-    near.close()
-    with trio.move_on_after(0.05):
-        await reactor.run()
-    far.close()
 
 
 async def test_what_comes_twice_does_not_spoil_the_sum() -> None:
