@@ -7,12 +7,7 @@ import json
 import os
 import queue
 import random
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from rich.console import Console
 
@@ -20,10 +15,10 @@ from ringhaul.cli.demo import events
 from ringhaul.cli.demo.corpus import gzip_bits_per_byte, load_corpus
 from ringhaul.cli.demo.model import ByteModel
 from ringhaul.cli.demo.options import JOIN_SHARE, KILL_SHARE, DemoOptions
-from ringhaul.cli.demo.processes import Child, Children
 from ringhaul.cli.demo.story import Story
 from ringhaul.cli.demo.summary import Summary, Yardsticks, summarize
 from ringhaul.cli.demo.view import View, choose_view
+from ringhaul.cli.processes import Child, Children, terminating_as_interrupt
 
 COORDINATOR = "coordinator"
 ALONE = "alone"
@@ -54,7 +49,7 @@ def run_demo(options: DemoOptions) -> int:
     console = Console()
     view = choose_view(console, is_silent=options.json)
     try:
-        with _terminating_as_interrupt(), Children() as children, view:
+        with terminating_as_interrupt(), Children() as children, view:
             summary = _Demo(options, children, view).run()
     except KeyboardInterrupt:
         console.print("interrupted; all processes have ended", markup=False)
@@ -241,24 +236,3 @@ def _yardsticks(options: DemoOptions, alone: Story) -> Yardsticks:
         alone_steps=0 if finished is None else finished.steps,
         gzip=gzip_bits_per_byte(corpus.held_out.tobytes()),
     )
-
-
-@contextmanager
-def _terminating_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does, with its children."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in kept.items():
-        if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

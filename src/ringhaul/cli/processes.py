@@ -1,10 +1,11 @@
-"""The demo's child processes: started, read from, and never left behind.
+"""Child processes of a command: started, told, read from, and never left behind.
 
 Children get process groups of their own, so that Ctrl-C reaches the orchestrator alone and
-it ends them in order. (Nothing can be done if the orchestrator itself gets SIGKILL: the
-workers then stop at their deadline, the coordinator stays.)
+it ends them in order. (If the orchestrator itself gets SIGKILL, a worker sees the end of its
+standard input; a coordinator stays.)
 """
 
+import contextlib
 import os
 import queue
 import signal
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import IO, Self
 
 #: A child that was asked to end gets so long before it is killed.
@@ -40,30 +42,44 @@ class Line:
 
 
 class Child:
-    """One process, and two threads that read what it writes."""
+    """One process, and the threads that read what it writes."""
 
-    def __init__(self, name: str, arguments: Sequence[str], lines: "queue.Queue[Line]") -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        lines: "queue.Queue[Line]",
+        log: Path | None = None,
+    ) -> None:
+        """Run this Python with `arguments`; its stderr is appended to `log`, if there is one."""
         self.name = name
         self._errors: deque[str] = deque(maxlen=STDERR_LINES_MAX)
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ONE_THREAD},
-            process_group=0,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._readers = (
-            threading.Thread(
-                target=self._read_lines, args=(self._process.stdout, lines), daemon=True
-            ),
-            threading.Thread(target=self._read_errors, args=(self._process.stderr,), daemon=True),
-        )
-        for reader in self._readers:
-            reader.start()
+        self._log = log
+        with open(log or os.devnull, "ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if log is None else errors,
+                text=True,
+                env={**os.environ, **ONE_THREAD},
+                process_group=0,
+            )
+        self._readers = [self._start_reader(self._read_lines, self._process.stdout, lines)]
+        if log is None:
+            self._readers.append(self._start_reader(self._read_errors, self._process.stderr))
+
+    @staticmethod
+    def _start_reader(*target_and_arguments: object) -> threading.Thread:
+        target, *arguments = target_and_arguments
+        reader = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+        reader.start()
+        return reader
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
@@ -78,16 +94,32 @@ class Child:
     @property
     def errors(self) -> str:
         """The last lines of its stderr."""
+        if self._log is not None:
+            with contextlib.suppress(OSError):
+                lines = self._log.read_text(errors="replace").splitlines()
+                return "\n".join(lines[-STDERR_LINES_MAX:])
         return "\n".join(self._errors)
+
+    def tell(self, text: str) -> None:
+        """Write a line to its standard input; nothing happens if it has ended."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(text + "\n")
+            self._process.stdin.flush()
 
     def release(self) -> None:
         """Close its standard input: a worker takes that as the word to end."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def kill(self) -> None:
         """SIGKILL, as when a machine is taken away."""
         self._process.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens if it has ended."""
+        self._process.send_signal(number)
 
     def terminate(self) -> None:
         """SIGTERM; `finish` makes sure."""
@@ -116,7 +148,7 @@ class Child:
 
 
 class Children:
-    """All children of a demo; leaving the context ends them, whatever happened."""
+    """All children of a command; leaving the context ends them, whatever happened."""
 
     def __init__(self) -> None:
         self.lines: queue.Queue[Line] = queue.Queue()
@@ -140,9 +172,10 @@ class Children:
                 child.kill()
             raise
 
-    def start(self, name: str, arguments: Sequence[str]) -> Child:
+    def start(self, name: str, arguments: Sequence[str], log: Path | None = None) -> Child:
         """Run this Python with `arguments`."""
-        child = Child(name, arguments, self.lines)
+        self._children = [child for child in self._children if not child.is_drained]
+        child = Child(name, arguments, self.lines, log)
         self._children.append(child)
         return child
 
@@ -153,3 +186,24 @@ class Children:
                 child.terminate()
         for child in children:
             child.finish()
+
+
+@contextlib.contextmanager
+def terminating_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, with its children."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in kept.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
