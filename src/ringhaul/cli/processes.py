@@ -6,12 +6,14 @@ standard input; a coordinator stays.)
 """
 
 import contextlib
+import json
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,10 @@ from typing import IO, Self
 TERMINATION_S = 3.0
 #: Lines of a child's stderr kept for the report of a failure.
 STDERR_LINES_MAX = 20
+
+#: A coordinator has to say where it listens within this.
+COORDINATOR_START_S = 20.0
+_TICK_S = 0.1
 
 #: Several processes share the cores: each one's BLAS has to keep to one thread.
 ONE_THREAD = {
@@ -186,6 +192,23 @@ class Children:
                 child.terminate()
         for child in children:
             child.finish()
+
+
+def await_address(children: Children, coordinator: Child) -> str | None:
+    """Where a coordinator listens: its first line. None if it does not come.
+
+    Lines of other children are lost: start them afterwards.
+    """
+    give_up_at = time.monotonic() + COORDINATOR_START_S
+    while time.monotonic() < give_up_at and not coordinator.is_drained:
+        try:
+            line = children.lines.get(timeout=_TICK_S)
+            fields = json.loads(line.text)
+            if fields["event"] == "listening":
+                return str(fields["address"])
+        except (queue.Empty, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 @contextlib.contextmanager

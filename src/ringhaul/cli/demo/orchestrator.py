@@ -18,12 +18,10 @@ from ringhaul.cli.demo.options import JOIN_SHARE, KILL_SHARE, DemoOptions
 from ringhaul.cli.demo.story import Story
 from ringhaul.cli.demo.summary import Summary, Yardsticks, summarize
 from ringhaul.cli.demo.view import View, choose_view
-from ringhaul.cli.processes import Child, Children, terminating_as_interrupt
+from ringhaul.cli.processes import Child, Children, await_address, terminating_as_interrupt
 
 COORDINATOR = "coordinator"
 ALONE = "alone"
-#: The coordinator has to say where it listens within this.
-COORDINATOR_START_S = 20.0
 #: Workers have to end within this after the word: the last round and the evaluation.
 END_GRACE_S = 20.0
 #: A busy machine gets so much more time for the joiner's first round before the word is given.
@@ -86,7 +84,10 @@ class _Demo:
         coordinator = self._children.start(
             COORDINATOR, ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json"]
         )
-        address = self._await_address(coordinator)
+        address = await_address(self._children, coordinator)
+        if address is None:
+            errors = coordinator.errors or "no output"
+            raise DemoError(f"the coordinator did not start: {errors}")
         begin_at = time.time()
         story = Story(begin_at, begin_at + self._options.seconds)
         for number in range(1, self._options.peers + 1):
@@ -120,19 +121,6 @@ class _Demo:
         self._take_lines(story)
         ring.problems.extend(story.problems)
         return story
-
-    def _await_address(self, coordinator: Child) -> str:
-        """Where the coordinator listens: its first line."""
-        give_up_at = time.monotonic() + COORDINATOR_START_S
-        while time.monotonic() < give_up_at and not coordinator.is_drained:
-            try:
-                line = self._children.lines.get(timeout=TICK_S)
-                fields = json.loads(line.text)
-                if fields["event"] == "listening":
-                    return str(fields["address"])
-            except (queue.Empty, ValueError, KeyError, TypeError):
-                continue
-        raise DemoError(f"the coordinator did not start: {coordinator.errors or 'no output'}")
 
     def _start_worker(self, name: str, address: str | None, story: Story, data_seed: int) -> None:
         where = ["--alone"] if address is None else ["--address", address]
