@@ -25,6 +25,9 @@ def churn_command(
         int, typer.Option(help="Asynchronous operations in flight at a time.")
     ] = _DEFAULTS.concurrent,
     codec: Annotated[str, typer.Option(help="Of half of the all-reduces.")] = _DEFAULTS.codec,
+    logs: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Keep logs, facts and faults here.")
+    ] = _DEFAULTS.logs,
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Run a coordinator and peers as processes, inject faults, and check everything.
@@ -43,6 +46,7 @@ def churn_command(
             array_mib=array_mib,
             concurrent=concurrent,
             codec=codec,
+            logs=logs,
             json=json,
         )
     except ValueError as error:

@@ -36,6 +36,9 @@ class ChurnOptions:
     concurrent: int = 4
     #: Of half of the float32 all-reduces; the others are raw.
     codec: str = "raw"
+    #: Where logs, facts and faults are kept whatever comes out; None: only if something is wrong,
+    #: in a temporary folder.
+    logs: str | None = None
     #: Print one JSON object at the end and nothing else.
     json: bool = False
 

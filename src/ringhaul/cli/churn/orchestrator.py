@@ -55,7 +55,8 @@ def run_churn(options: ChurnOptions) -> int:
         0 only if nothing was wrong; 130 after Ctrl-C. Unless it is 0, logs are kept.
     """
     console = Console()
-    logs = Path(tempfile.mkdtemp(prefix="ringhaul-churn-"))
+    logs = Path(options.logs or tempfile.mkdtemp(prefix="ringhaul-churn-"))
+    logs.mkdir(parents=True, exist_ok=True)
     view = choose_view(console, is_silent=options.json)
     test: ChurnTest | None = None
     try:
@@ -69,7 +70,7 @@ def run_churn(options: ChurnOptions) -> int:
         console.print(f"the test could not be run: {error}", markup=False, soft_wrap=True)
         return 1
     report = test.report()
-    if report.problems:
+    if report.problems or options.logs is not None:
         test.write_facts()
     else:
         for path in logs.iterdir():
@@ -373,7 +374,7 @@ class ChurnTest:
             seconds=time.monotonic() - self.began_at,
             record=self.record,
             problems=self.problems,
-            logs=str(self._logs) if self.problems else None,
+            logs=str(self._logs) if self.problems or self._options.logs else None,
             peers_started=len(self._fleet.workers),
             coordinator_first=samples[0] if samples else None,
             coordinator_last=samples[-1] if samples else None,
