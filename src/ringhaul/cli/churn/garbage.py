@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ringhaul import limits
+from ringhaul.ids import Generation, OpKey, PeerId
 from ringhaul.wire.codec import Envelope, encode
 from ringhaul.wire.coordinator_messages import Finished, Heartbeat, Resume
 from ringhaul.wire.framing import frame
 from ringhaul.wire.peer_messages import StreamHello
-
-from ringhaul.ids import Generation, OpKey, PeerId  # isort: skip
 
 #: Whoever sends garbage, or nothing, has to be rid of within this: the handshake's time, the
 #: first frame's on its way through the network process, and some for a busy machine.
@@ -75,7 +74,12 @@ def make(kind: str, dice: random.Random, peer_id: str) -> bytes:
 
 
 def throw(
-    kind: str, address: str, dice: random.Random, peer_id: str, report: Callable[[Sent], None]
+    kind: str,
+    address: str,
+    dice: random.Random,
+    peer_id: str,
+    report: Callable[[Sent], None],
+    closed_within_s: float = CLOSED_WITHIN_S,
 ) -> None:
     """Send garbage of one kind to an address, in a thread; `report` what came of it."""
     data = make(kind, dice, peer_id)
@@ -83,7 +87,7 @@ def throw(
     for index in range(count):
         thread = threading.Thread(
             target=_throw_one,
-            args=(kind, address, data, report if index == 0 else _ignore),
+            args=(kind, address, data, report if index == 0 else _ignore, closed_within_s),
             daemon=True,
         )
         thread.start()
@@ -93,16 +97,18 @@ def _ignore(sent: Sent) -> None:
     """Of a crowd one is looked at."""
 
 
-def _throw_one(kind: str, address: str, data: bytes, report: Callable[[Sent], None]) -> None:
+def _throw_one(
+    kind: str, address: str, data: bytes, report: Callable[[Sent], None], closed_within_s: float
+) -> None:
     host, _, port = address.rpartition(":")
     began_at = time.monotonic()
     problem: str | None = None
     try:
         with socket.create_connection((host, int(port)), _CONNECT_S) as sock:
             sock.sendall(data)
-            sock.settimeout(CLOSED_WITHIN_S)
+            sock.settimeout(closed_within_s)
             while sock.recv(65536):  # a reason may come before the end
-                left_s = began_at + CLOSED_WITHIN_S - time.monotonic()
+                left_s = began_at + closed_within_s - time.monotonic()
                 sock.settimeout(max(left_s, 0.001))
     except TimeoutError:
         waited_s = time.monotonic() - began_at
