@@ -14,8 +14,8 @@ from ringhaul.cli.churn.record import Record
 from ringhaul.cli.churn.report import Report
 from ringhaul.errors import WireError
 from ringhaul.wire.codec import decode
-from ringhaul.wire.coordinator_messages import Hello, Resume
 from ringhaul.wire.framing import FrameReader
+from ringhaul.wire.session_messages import Hello, Resume
 
 
 @pytest.mark.parametrize(

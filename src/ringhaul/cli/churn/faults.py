@@ -13,7 +13,7 @@ from ringhaul.cli.churn.fleet import Fleet, Phase, Worker
 from ringhaul.cli.churn.options import ChurnOptions
 
 #: How often a kind is drawn, relative to the others. `join` follows from who is missing.
-_WEIGHTS = {"kill": 3.0, "leave": 1.0, "stop": 1.0, "cut": 3.0, "coordinator": 0.7, "garbage": 2.0}
+_WEIGHTS = {"kill": 3.0, "leave": 1.0, "stop": 1.0, "cut": 2.0, "coordinator": 0.7, "garbage": 1.0}
 _JOIN_WEIGHT, _JOIN_WEIGHT_OF_ONE_MISSING = 0.5, 4.0
 #: Members that are left by kills, stops and leaves: mostly so many, now and then one.
 _LEFT_USUALLY = 2

@@ -19,7 +19,7 @@ from ringhaul.cli.processes import Child, Children, await_address
 COORDINATOR = "coordinator"
 NETWORK = "network"
 #: Interpreters that have started already, so that a newcomer comes at once.
-SPARES = 2
+SPARES = 3
 #: Faults that need the network process: the others connect directly.
 NETWORK_FAULTS = frozenset({"cut", "garbage"})
 #: Samples of one process, one a second: a day's.

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from ringhaul import limits
 from ringhaul.ids import Generation, OpKey, PeerId
 from ringhaul.wire.codec import Envelope, encode
-from ringhaul.wire.coordinator_messages import Finished, Heartbeat, Resume
+from ringhaul.wire.coordinator_messages import Finished
 from ringhaul.wire.framing import frame
 from ringhaul.wire.peer_messages import StreamHello
+from ringhaul.wire.session_messages import Heartbeat, Resume
 
 #: Whoever sends garbage, or nothing, has to be rid of within this: the handshake's time, the
 #: first frame's on its way through the network process, and some for a busy machine.

@@ -24,10 +24,10 @@ import trio
 
 from ringhaul.errors import WireError
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import Hello
 from ringhaul.wire.framing import LENGTH_BYTES, frame
 from ringhaul.wire.peer_messages import StreamHello
 from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import Hello
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 256 * 1024
