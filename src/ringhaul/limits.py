@@ -26,6 +26,16 @@ VERDICTS_KEPT_MAX = 65_536
 #: acknowledge so many is gone in all but name.
 UNACKNOWLEDGED_MAX = 100_000
 
+#: A status report fits into a frame even if all texts are long and of four bytes a character:
+#: peers, groups and operations that it describes, ...
+STATUS_PEERS_MAX = 512
+STATUS_GROUPS_MAX = 64
+STATUS_OPERATIONS_MAX = 32
+#: ... peers it names per operation, characters of a text, and events the coordinator keeps.
+STATUS_NAMES_MAX = 16
+STATUS_TEXT_MAX = 160
+STATUS_EVENTS_MAX = 64
+
 # -- Time -----------------------------------------------------------------------------------
 
 HEARTBEAT_INTERVAL_S = 1.0

@@ -15,6 +15,7 @@ from ringhaul.wire.fields import (
     address_host,
     boolean,
     name_text,
+    optional,
     peer_id,
     seconds,
     text,
@@ -110,6 +111,9 @@ class Heartbeat(Message):
     #: Not 0: the receiver shall answer at once with this number as `pong`.
     ping: Annotated[int, uint] = 0
     pong: Annotated[int, uint] = 0
+    #: Payload that a member has sent to the next rank since its last heartbeat, by the second;
+    #: for `ringhaul status`.
+    outgoing_bytes_per_s: Annotated[int | None, optional(uint)] = None
 
 
 # -- The end ----------------------------------------------------------------------------------

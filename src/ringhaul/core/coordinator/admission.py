@@ -152,13 +152,15 @@ def maybe_admit(run: Run) -> bool:
         return False
     groups = list(run.groups.values())
     if not members:
-        groups = [g for g in groups if len(run.joinable(g)) >= _required(run, g)]
+        groups = [g for g in groups if len(run.joinable(g)) >= required_size(run, g)]
     elif _find_differing_counts(run):
         return True
-    elif any(g.ring_order and _size_after(run, g) < _required(run, g) for g in groups):
+    elif any(g.ring_order and _size_after(run, g) < required_size(run, g) for g in groups):
         return False  # admit waits for more
     else:
-        groups = [g for g in groups if g.ring_order or len(run.joinable(g)) >= _required(run, g)]
+        groups = [
+            g for g in groups if g.ring_order or len(run.joinable(g)) >= required_size(run, g)
+        ]
     if not any(run.joinable(group) for group in groups):
         if members:
             _finish(run, VoteOutcome.UNCHANGED)
@@ -172,7 +174,8 @@ def _size_after(run: Run, group: Group) -> int:
     return len(group.ring_order) + len(run.joinable(group))
 
 
-def _required(run: Run, group: Group) -> int:
+def required_size(run: Run, group: Group) -> int:
+    """How many have to be there: the largest `min_world_size` of the group's peers."""
     peers = [peer for peer in run.peers.values() if peer.group == group.number]
     return max((peer.min_world_size for peer in peers), default=1)
 

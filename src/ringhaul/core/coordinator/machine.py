@@ -11,7 +11,7 @@ from functools import partial
 from typing import assert_never
 
 from ringhaul.core.clock import RunningClock
-from ringhaul.core.coordinator import admission, collectives, members, openings
+from ringhaul.core.coordinator import admission, collectives, members, openings, status
 from ringhaul.core.coordinator.model import Effect, Options, Peer, Run, Wanted
 from ringhaul.core.steps import LinkLost, Received, Tick
 from ringhaul.errors import InvariantError, ProtocolError
@@ -27,6 +27,7 @@ from ringhaul.wire.coordinator_messages import (
     Vote,
 )
 from ringhaul.wire.session_messages import Heartbeat, Hello, Leave, Resume
+from ringhaul.wire.status_messages import StatusRequest
 
 __all__ = ["Coordinator", "LinkAccepted", "Options"]
 
@@ -74,6 +75,8 @@ class Coordinator:
         run = self.run
         run.now = self._clock.advance(now, run.options.heartbeat_interval_s)
         run.effects = []
+        if run.started_at is None:
+            run.started_at = run.now
         match event:
             case LinkAccepted(link, host):
                 run.links[link] = (host, None)
@@ -160,6 +163,9 @@ class Coordinator:
                     peer = self.run.peers[resume.peer]
                     members.refuse(self.run, link, f"cannot resume: {error}")
                     members.remove(self.run, peer, f"it broke the protocol: {error}")
+            case StatusRequest():
+                self.run.send_to_stranger(link, status.report(self.run))
+                self.run.close(link, "the status was told")
             case other:
                 members.refuse(self.run, link, f"{type(other).__name__} before hello")
 
