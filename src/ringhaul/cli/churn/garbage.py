@@ -14,6 +14,7 @@ from ringhaul.wire.codec import Envelope, encode
 from ringhaul.wire.coordinator_messages import Finished
 from ringhaul.wire.framing import frame
 from ringhaul.wire.peer_messages import StreamHello
+from ringhaul.wire.records import Address
 from ringhaul.wire.session_messages import Heartbeat, Resume
 
 #: Whoever sends garbage, or nothing, has to be rid of within this: the handshake's time, the
@@ -57,7 +58,14 @@ def make(kind: str, dice: random.Random, peer_id: str) -> bytes:
             finished = Finished(generation=Generation(1), key=OpKey(None, 0), digest=token)
             return frame(encode(Envelope(message=finished, run_id=token, incarnation=1, seq=1)))
         case "resume":
-            resume = Resume(version=limits.PROTOCOL_VERSION, peer=PeerId(peer_id), secret=token)
+            resume = Resume(
+                version=limits.PROTOCOL_VERSION,
+                peer=PeerId(peer_id),
+                secret=token,
+                group=0,
+                addresses=(Address("127.0.0.1", 1),),
+                min_world_size=1,
+            )
             return frame(encode(Envelope(message=resume, run_id=token)))
         case "stream":
             hello = StreamHello(

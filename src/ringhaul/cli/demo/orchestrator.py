@@ -82,7 +82,8 @@ class _Demo:
     def _run_ring(self) -> Story:
         """Train in a ring that loses one peer and gets another."""
         coordinator = self._children.start(
-            COORDINATOR, ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json"]
+            COORDINATOR,
+            ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--new", "--json"],
         )
         address = await_address(self._children, coordinator)
         if address is None:
