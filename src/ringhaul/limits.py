@@ -112,7 +112,8 @@ LINK_STALLED_S = 10.0
 LINK_RATE_MIN = 1024
 #: Grants and acknowledgements that wait for a sender that does not read them.
 REPLIES_BYTES_MAX = 1 << 20
-#: A link that broke so often since the last admission counts as unusable.
+#: A link that broke so often, without an operation committed over it in between, counts as
+#: unusable until the next admission.
 LINK_BREAKS_MAX = 3
 #: The same, if it failed when it was dialled: once may be a lost packet or a busy machine.
 DIAL_FAILURES_MAX = 2

@@ -36,7 +36,8 @@ def on_vote(run: Run, peer: Peer, message: Vote) -> None:
     if not run.has_voted(peer):
         return  # it votes again when it has seen the repair
     if message.fresh and group.is_begun:
-        _skip(run, peer)
+        if group.wanted is None:  # else it votes again, and is told of a ring that is open
+            _skip(run, peer)
         return
     for collective in group.open.values():
         for other, began in collective.began.items():

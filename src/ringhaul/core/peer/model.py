@@ -164,7 +164,13 @@ class State:
         counts: Counts,
         joined: tuple[PeerId, ...] = (),
     ) -> View:
-        """What the caller shall see after the call that this ends. Made when it is heard."""
+        """What the caller shall see after the call that this ends. Made when it is heard.
+
+        A generation has one ring: while a lost member is not replaced yet, the coordinator
+        names who is left of it, which a caller must not see before the next generation.
+        """
+        if generation == self.generation:
+            ring_order = self.ring_order
         self.view_count += 1
         return View(
             generation=generation,
