@@ -9,7 +9,7 @@ import pytest
 
 from ringhaul.cli.churn import garbage
 from ringhaul.cli.churn.garbage import Sent
-from ringhaul.cli.churn.options import DEFAULT_FAULTS, NOT_AVAILABLE, ChurnOptions, parse_faults
+from ringhaul.cli.churn.options import ChurnOptions, parse_faults
 from ringhaul.cli.churn.record import Record
 from ringhaul.cli.churn.report import Report
 from ringhaul.errors import WireError
@@ -34,13 +34,6 @@ from ringhaul.wire.session_messages import Hello, Resume
 def test_options_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r".+"):
         ChurnOptions(**wrong)  # type: ignore[arg-type]
-
-
-def test_a_fault_that_is_not_available_is_refused_and_not_in_the_default() -> None:
-    for fault in NOT_AVAILABLE:
-        assert fault not in DEFAULT_FAULTS
-        with pytest.raises(ValueError, match="not available"):
-            ChurnOptions(faults=(fault,))
 
 
 def test_faults_are_separated_by_commas_and_may_be_none() -> None:

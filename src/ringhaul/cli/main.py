@@ -15,6 +15,7 @@ import typer
 from ringhaul.cli.bench.command import bench_command
 from ringhaul.cli.churn.command import churn_command
 from ringhaul.cli.demo.command import demo_command
+from ringhaul.cli.status.command import status_command
 from ringhaul.errors import JournalError
 from ringhaul.io.address import parse_address
 from ringhaul.io.coordinator_server import serve_coordinator
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("churn")(churn_command)
+app.command("status")(status_command)
 app.command("bench")(bench_command)
 
 #: The address could not be listened on.

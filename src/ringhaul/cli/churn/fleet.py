@@ -98,7 +98,9 @@ class Fleet:
         Raises:
             FleetError: the coordinator did not start.
         """
-        self._start_coordinator("127.0.0.1:0")
+        for old in self._logs.glob("journal*"):  # of an earlier test in this folder
+            old.unlink()
+        self._start_coordinator("127.0.0.1:0", "--new")
         address = await_address(self._children, self.coordinator)
         if address is None:
             raise FleetError(f"the coordinator did not start: {self.coordinator.errors}")
@@ -110,8 +112,10 @@ class Fleet:
         for _ in range(self._options.peers):
             self.start_spare()
 
-    def _start_coordinator(self, listen: str) -> None:
-        arguments = ["-m", "ringhaul", "coordinator", "--listen", listen, "--json"]
+    def _start_coordinator(self, listen: str, *options: str) -> None:
+        journal = str(self._logs / "journal")
+        arguments = ["-m", "ringhaul", "coordinator", "--listen", listen, "--journal", journal]
+        arguments += ["--json", *options]
         self.coordinator = self._children.start(COORDINATOR, arguments, self._log_of(COORDINATOR))
 
     def kill_coordinator(self, now: float) -> None:

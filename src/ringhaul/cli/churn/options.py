@@ -6,9 +6,6 @@ from ringhaul.quant import find_codec
 
 #: Every kind of fault there is.
 FAULTS = ("kill", "stop", "join", "leave", "cut", "coordinator", "garbage")
-#: A coordinator that is started anew begins a new run in this version: not by default.
-NOT_AVAILABLE: frozenset[str] = frozenset({"coordinator"})
-DEFAULT_FAULTS = tuple(fault for fault in FAULTS if fault not in NOT_AVAILABLE)
 #: Contributions are integers whose sums over so many peers are exact in float32.
 PEERS_MAX = 32
 
@@ -27,7 +24,7 @@ class ChurnOptions:
     seconds: float = 50.0
     #: Of the faults' dice and of the calls' order.
     seed: int = 0
-    faults: tuple[str, ...] = DEFAULT_FAULTS
+    faults: tuple[str, ...] = FAULTS
     #: Faults per second, on average.
     rate: float = 1.0
     #: Of the largest arrays.
@@ -46,8 +43,6 @@ class ChurnOptions:
         """Refuse what cannot be done."""
         if unknown := sorted(set(self.faults) - set(FAULTS)):
             raise ValueError(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}")
-        if missing := sorted(set(self.faults) & NOT_AVAILABLE):
-            raise ValueError(f"not available in this version: {', '.join(missing)}")
         for name, value, low, high in (
             ("peers", self.peers, 1, PEERS_MAX),
             ("seconds", self.seconds, 1.0, 1e6),

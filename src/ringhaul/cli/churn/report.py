@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ringhaul.cli.churn.checker import CALL_BOUND_S
-from ringhaul.cli.churn.options import NOT_AVAILABLE, ChurnOptions
+from ringhaul.cli.churn.options import ChurnOptions
 from ringhaul.cli.churn.record import Record, Spread, spread_of
 from ringhaul.cli.churn.resources import Sample
 
@@ -84,9 +84,6 @@ class Report:
             *self._recovery_lines(),
             *self._resource_lines(),
         ]
-        if NOT_AVAILABLE:
-            missing = ", ".join(sorted(NOT_AVAILABLE))
-            lines.append(f"not available in this version, not tested: {missing}")
         if not self.problems:
             return "\n".join([*lines, "nothing was wrong"])
         options = self.options

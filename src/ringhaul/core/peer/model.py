@@ -113,6 +113,7 @@ class State:
         self.redial_at: float | None = None
         self.heartbeat_at = 0.0
         self.heartbeat_interval_s = limits.HEARTBEAT_INTERVAL_S
+        self.outgoing_bytes_per_s: int | None = None
         self.last_reason = "no attempt was made"
         self.started_at = 0.0
         self.leave_by = 0.0
