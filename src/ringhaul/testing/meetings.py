@@ -58,6 +58,8 @@ class MeetingGroup:
     failures: dict[str, list[Exception | None]] = field(default_factory=dict)
     #: Who is lost just before the next meetings of that kind are settled.
     losses: dict[str, list[str | None]] = field(default_factory=dict)
+    #: Sums meet before the tallies posted with them.
+    sums_first: bool = False
     #: Pending peers as of the last meeting.
     pending: int = 0
     last_revision: int | None = None
@@ -88,10 +90,9 @@ class MeetingGroup:
         (kind,) = kinds
         self.log.append(kind)
         payloads = {name: self.calls[name][1] for name in self.names}
-        results: dict[str, object] = {}
         if (lost := _next(self.losses, kind)) is not None:
             self.names = [name for name in self.names if name != lost]
-            results[lost] = Lost(lost)
+            self.results[lost] = Lost(lost)
             del payloads[lost]
         failure = _next(self.failures, kind)
         result: object = failure
@@ -100,7 +101,7 @@ class MeetingGroup:
                 self, f"settle_{kind.partition('/')[0]}"
             )
             result = settle(payloads)
-        self.results = {**results, **dict.fromkeys(payloads, result)}
+        self.results.update(dict.fromkeys(payloads, result))
         self.pending = len(self.newcomers)
         self.calls = {}
         self.meeting += 1
@@ -159,6 +160,8 @@ class MeetingWork:
 
     def __init__(self, meet: Callable[[], object]) -> None:
         self._meet = meet
+        #: Meets before this one.
+        self.earlier: MeetingWork | None = None
         self._result: Reduced | Exception | None = None
 
     def done(self) -> bool:
@@ -169,6 +172,8 @@ class MeetingWork:
         """Meet, once."""
         if self._result is None:
             try:
+                if self.earlier is not None:
+                    self.earlier.wait()
                 result = self._meet()
                 assert isinstance(result, Reduced)
                 self._result = result
@@ -186,6 +191,7 @@ class MeetingComm:
     group: MeetingGroup
     name: str
     group_count: int = 1
+    tallies: list["MeetingWork"] = field(default_factory=list)
 
     @property
     def world_size(self) -> int:
@@ -219,7 +225,12 @@ class MeetingComm:
         assert tag is not None
         kind = "tally" if tag.endswith("/tally") else tag.replace("diloco", "reduce")
         sent = array.copy()  # what is changed while it is in flight would not be sent for sure
-        return MeetingWork(lambda: self.group.call(self.name, kind, (sent, out)))
+        work = MeetingWork(lambda: self.group.call(self.name, kind, (sent, out)))
+        if kind == "tally":
+            self.tallies.append(work)
+        elif self.group.sums_first and self.tallies:
+            self.tallies.pop().earlier = work
+        return work
 
     def sync_state(
         self, state: SharedState, strategy: str = "popular", timeout_s: float | None = None
