@@ -16,10 +16,11 @@ from ringhaul.errors import WireError
 from ringhaul.ids import OpKey
 from ringhaul.limits import FRAME_BYTES_MAX, PROTOCOL_VERSION, TAG_LENGTH_MAX
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import Finished, Hello, Refused, Resumed
+from ringhaul.wire.coordinator_messages import Finished
 from ringhaul.wire.fields import UINT_MAX
 from ringhaul.wire.message import MESSAGES, Message
 from ringhaul.wire.records import Address, addresses
+from ringhaul.wire.session_messages import Hello, Refused, Resumed
 
 Reader = Callable[[object], Any]
 
