@@ -139,7 +139,7 @@ class DelayedDiLoCo(OuterLoop):
         # the total weight of this round is not known yet: as in the one before
         total = self._newest[2].scale or self._captured[0].scale * self._comm.world_size
         share = np.divide(self._pseudo_gradient, self._start.dtype.type(total or 1.0))
-        self.optimizer.step(self._start, share, self._own_buffers)
+        self._optimize(0, self._start, share, self._own_buffers)
 
     def _load(self, fragment: int) -> None:
         """Inner parameters := where this peer's round begins."""

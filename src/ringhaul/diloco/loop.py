@@ -34,18 +34,18 @@ from ringhaul.diloco.members import Collectives
 from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov
 from ringhaul.diloco.parameters import ArrayStore, Layout, ParameterStore
 from ringhaul.diloco.results import RoundInfo
-from ringhaul.diloco.run_state import RunState
+from ringhaul.diloco.run_state import RunState, RunView
 from ringhaul.errors import CollectiveAborted
 from ringhaul.quant import Codec
-from ringhaul.state.shared import SharedState
 
 logger = logging.getLogger(__name__)
 
 Params = Mapping[str, NDArray[np.floating]] | ParameterStore
 Task = Callable[[], None]
+Buffers = Mapping[str, FloatArray]
 
 
-class OuterLoop:
+class OuterLoop(RunView):
     """Base of the three loops; `DiLoCo` says what their common arguments mean."""
 
     def __init__(
@@ -74,11 +74,11 @@ class OuterLoop:
         self._codec = codec
         self._timeout_s = timeout_s
         self._clock = clock
-        self._layout = Layout(self._store.shapes, fragments)
+        self._layout = Layout(self._store.shapes, fragments, self._store.averaged)
         self._run = RunState(comm, self._store, self._layout, self.optimizer, timeout_s)
         if resume is not None:
             self._run.load(resume)
-        self._pseudo_gradient = np.zeros_like(self._run.outer)
+        self._pseudo_gradient = self._store.allocate(self._run.outer.size)
         self._average = np.zeros_like(self._run.outer)
 
         #: By fragment: what is to be posted; what is on its way; what is here.
@@ -100,31 +100,6 @@ class OuterLoop:
         self._post_marked()
 
     # -- what the caller may ask --------------------------------------------------------------
-
-    @property
-    def state(self) -> SharedState:
-        """What is shared, to look at or to save between steps; see `RunState` for the names."""
-        return self._run.shared
-
-    @property
-    def round(self) -> int:
-        """Outer steps in this run so far, also those before this peer came."""
-        return int(self._run.round[0])
-
-    @property
-    def position(self) -> int:
-        """Inner steps of the run's schedule so far; the same on all members at a round's end."""
-        return int(self._run.position[0])
-
-    @property
-    def inner_steps_done(self) -> int:
-        """Inner steps of all peers together that are in the outer parameters."""
-        return int(self._run.inner_steps[0])
-
-    @property
-    def weight_done(self) -> float:
-        """Weight of all peers together in the outer parameters: tokens, if `step` gets those."""
-        return float(self._run.weight[0])
 
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint for `resume=`: copies of the shared arrays by name, and a revision.
@@ -163,7 +138,9 @@ class OuterLoop:
             if not self._agenda:
                 event = self._next_event(self.position)
                 self._run.position[0] = min(event, self._target)
-                self._agenda = self._tasks() if self.position == event else []
+                if self.position == event:
+                    self._store.flush()
+                    self._agenda = self._tasks()
             while self._agenda:
                 self._agenda[0]()
                 self._agenda.pop(0)
@@ -198,8 +175,18 @@ class OuterLoop:
         """One outer step of `fragment` along its average, of norm `length`."""
         part = self._layout.parts[fragment]
         buffers = {name: buffer[part] for name, buffer in self._run.buffers.items()}
+        self._optimize(fragment, self._run.outer[part], gradient, buffers)
+
+    def _optimize(
+        self, fragment: int, values: FloatArray, gradient: FloatArray, buffers: Buffers
+    ) -> None:
+        """Step what the optimizer steps; the rest goes to its average."""
+        stepped = slice(0, self._layout.stepped_counts[fragment])
         number = int(self._run.outer_steps[fragment])
-        self.optimizer.step(self._run.outer[part], gradient, buffers, number)
+        parts = {name: buffer[stepped] for name, buffer in buffers.items()}
+        self.optimizer.step(values[stepped], gradient[stepped], parts, max(number, 1))
+        rest = values[stepped.stop :]
+        np.subtract(rest, gradient[stepped.stop :], out=rest)
 
     def _on_outer_step(self, fragment: int) -> None:
         """The outer parameters of `fragment` are new."""
@@ -218,10 +205,15 @@ class OuterLoop:
         """Pseudo-gradient := outer minus inner parameters, times this peer's weight."""
         part = self._layout.parts[fragment]
         values = self._pseudo_gradient[part]
-        self._store.read(self._layout.names[fragment], values)
+        names = self._layout.names[fragment]
+        self._store.read(names, values)
+        reference = self._reference(part)
+        if self._store.is_rounding:
+            reference = reference.copy()
+            self._store.round(names, reference)
         scale = float(self._fragment_weights[fragment]) / self.inner_steps
         with np.errstate(all="ignore"):
-            np.subtract(self._reference(part), values, out=values)
+            np.subtract(reference, values, out=values)
             if scale != 1.0:
                 np.multiply(values, scale, out=values)
             is_sound = math.isfinite(float(np.dot(values, values)))

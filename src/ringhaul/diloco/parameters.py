@@ -30,6 +30,28 @@ class ParameterStore(Protocol):
         """Of the outer parameters: float32 or float64."""
         ...
 
+    @property
+    def averaged(self) -> frozenset[str]:
+        """Names that are averaged plainly, whatever the outer optimizer is (running means)."""
+        ...
+
+    @property
+    def is_rounding(self) -> bool:
+        """Is anything kept in less precision than `dtype`, so that `write` rounds?"""
+        ...
+
+    def allocate(self, count: int) -> FloatArray:
+        """New memory of `dtype`, zeros, that `read` and `write` are fast with."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until what `write` was given is no longer read."""
+        ...
+
+    def round(self, names: Sequence[str], values: FloatArray) -> None:
+        """Change flat `values` to what would be read after they were written, in place."""
+        ...
+
     def read(self, names: Sequence[str], into: FloatArray) -> None:
         """Copy the parameters `names`, one after the other, into the flat array `into`."""
         ...
@@ -70,6 +92,26 @@ class ArrayStore:
     def dtype(self) -> np.dtype[np.floating]:
         """Of all of them."""
         return self._dtype
+
+    @property
+    def averaged(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    @property
+    def is_rounding(self) -> bool:
+        """Never."""
+        return False
+
+    def allocate(self, count: int) -> FloatArray:
+        """Zeros."""
+        return np.zeros(count, self._dtype)
+
+    def flush(self) -> None:
+        """Nothing is written later."""
+
+    def round(self, names: Sequence[str], values: FloatArray) -> None:
+        """They are kept as they are."""
 
     def read(self, names: Sequence[str], into: FloatArray) -> None:
         """Copy them; raises TypeError or ValueError if one became something else."""
@@ -112,11 +154,12 @@ class Layout:
     """Each fragment's part of a flat array, and each parameter's.
 
     Fragments lie one after the other; in a fragment, parameters are sorted by name, so that
-    the order of a mapping does not matter.
+    the order of a mapping does not matter; those that are only averaged come last.
 
     Args:
         shapes: of the parameters, by name.
         fragments: names of each fragment; every name exactly once. None: one of all.
+        averaged: names that lie at the end of their fragment, so that they can be told apart.
 
     Raises:
         ValueError: a name is missing, unknown or there twice, or a fragment is empty.
@@ -126,6 +169,7 @@ class Layout:
         self,
         shapes: Mapping[str, tuple[int, ...]],
         fragments: Sequence[Sequence[str]] | None = None,
+        averaged: frozenset[str] = frozenset(),
     ) -> None:
         given = [list(shapes)] if fragments is None else [list(names) for names in fragments]
         named = [name for names in given for name in names]
@@ -137,18 +181,25 @@ class Layout:
         if not all(given):
             raise ValueError("a fragment names no parameter")
         #: Names of each fragment, in their order in the flat array.
-        self.names: tuple[tuple[str, ...], ...] = tuple(tuple(sorted(names)) for names in given)
+        self.names: tuple[tuple[str, ...], ...] = tuple(
+            tuple(sorted(names, key=lambda name: (name in averaged, name))) for names in given
+        )
         self._shapes = shapes
         starts: dict[str, int] = {}
         #: Each fragment's part of a flat array.
         self.parts: list[slice] = []
+        #: Elements of each fragment that the outer optimizer steps; the rest is averaged.
+        self.stepped_counts: list[int] = []
         total = 0
         for names in self.names:
             began = total
+            stepped = 0
             for name in names:
                 starts[name] = total
                 total += element_count(shapes[name])
+                stepped = stepped if name in averaged else total - began
             self.parts.append(slice(began, total))
+            self.stepped_counts.append(stepped)
         self._starts = starts
         self.element_count = total
 

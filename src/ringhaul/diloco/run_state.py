@@ -41,7 +41,7 @@ class RunState:
     ) -> None:
         self._comm = comm
         self._timeout_s = timeout_s
-        self.outer = np.zeros(layout.element_count, store.dtype)
+        self.outer = store.allocate(layout.element_count)
         for names, part in zip(layout.names, layout.parts, strict=True):
             store.read(names, self.outer[part])
         self.buffers = optimizer.make_buffers(self.outer)
@@ -141,3 +141,34 @@ class RunState:
                 self._synced_revision = info.revision
                 self._sync_due = False
         return True
+
+
+class RunView:
+    """What callers may ask of a run."""
+
+    _run: RunState
+
+    @property
+    def state(self) -> SharedState:
+        """What is shared, to look at or to save between steps; see `RunState` for the names."""
+        return self._run.shared
+
+    @property
+    def round(self) -> int:
+        """Outer steps in this run so far, also those before this peer came."""
+        return int(self._run.round[0])
+
+    @property
+    def position(self) -> int:
+        """Inner steps of the run's schedule so far; the same on all members at a round's end."""
+        return int(self._run.position[0])
+
+    @property
+    def inner_steps_done(self) -> int:
+        """Inner steps of all peers together that are in the outer parameters."""
+        return int(self._run.inner_steps[0])
+
+    @property
+    def weight_done(self) -> float:
+        """Weight of all peers together in the outer parameters: tokens, if `step` gets those."""
+        return float(self._run.weight[0])
