@@ -1,7 +1,6 @@
 """Which kernels are compiled, and for which dtypes. Needs numba (the extra "fast")."""
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from numba.core import types
@@ -55,12 +54,17 @@ def _signatures() -> Iterator[tuple[str, Any, tuple[types.Type, ...]]]:
             yield f"{action}_{name}", getattr(casts, f"{action}_{name}"), arguments
 
 
-@functools.cache
-def compile_twins() -> dict[str, Twin]:
-    """All kernels, for all their dtypes; they compile nothing any more after this."""
+def compile_twins(is_wanted: Callable[[], bool] = lambda: True) -> dict[str, Twin]:
+    """All kernels, for all their dtypes; they compile nothing any more after this.
+
+    Done once a process. Asks before each kernel whether to go on, and returns none if not.
+    """
     twins: dict[str, Any] = {}
     for name, kernel, arguments in _signatures():
-        kernel.compile(arguments)
+        if not is_wanted():
+            return {}
+        if arguments not in kernel.overloads:
+            kernel.compile(arguments)
         twins[name] = kernel
     for kernel in twins.values():
         kernel.disable_compile()
