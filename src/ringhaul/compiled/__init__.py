@@ -10,12 +10,17 @@ import functools
 import importlib
 import importlib.util
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
 from ringhaul.ring.twins import install_twins
 
 logger = logging.getLogger(__name__)
+
+#: While kernels are made, other threads get the interpreter this soon: moving data needs it often
+#: and for a short time (Python's default is 5 ms).
+_SWITCH_INTERVAL_S = 0.0005
 
 
 def is_available() -> bool:
@@ -53,9 +58,13 @@ def start() -> threading.Thread | None:
 
 
 def _load() -> None:
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(min(interval_s, _SWITCH_INTERVAL_S))
     try:
         count = load(threading.main_thread().is_alive)
     except Exception as error:  # whatever numba meets: NumPy goes on with the work
         logger.warning("compiled kernels are not used: %s: %s", type(error).__name__, error)
     else:
         logger.info("%d compiled kernels are in use", count)
+    finally:
+        sys.setswitchinterval(interval_s)

@@ -32,6 +32,16 @@ def extremes(values: Values) -> tuple[float, float]:
 
 
 @compiled
+def roll(start: np.uint64, words: NDArray[np.uint64]) -> None:
+    """Write the random numbers that begin at `start`: see `quant/noise.py`."""
+    for i in range(words.size):
+        word = start + np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        words[i] = word ^ (word >> np.uint64(31))
+
+
+@compiled
 def encode(
     values: Values,
     header: Values,

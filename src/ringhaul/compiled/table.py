@@ -41,6 +41,7 @@ def _signatures() -> Iterator[tuple[str, Any, tuple[types.Type, ...]]]:
             blocks.decode_add,
             (_BYTES_IN, values_in, count, flag, values_in, values),
         )
+    yield "roll", blocks.roll, (types.uint64, _write(types.uint64))
     yield "pack", blocks.pack, (_BYTES_IN, _BYTES)
     yield "unpack", blocks.unpack, (_BYTES_IN, _BYTES)
     for name in ("float16", "bfloat16"):

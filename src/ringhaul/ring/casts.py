@@ -52,6 +52,7 @@ class BlockCast:
         self._is_float16 = narrow_dtype == FLOAT16
         self._widen_name = f"widen_{narrow_dtype.name}"
         self._narrow_name = f"narrow_{narrow_dtype.name}"
+        self._add_name = f"add_{narrow_dtype.name}"
         if self._is_float16:
             self._positions = np.empty(BLOCK_ELEMENTS, np.intp)
             self._rounded = np.empty(BLOCK_ELEMENTS, np.float32)
@@ -80,6 +81,22 @@ class BlockCast:
             self._narrow_to_float16(values, out)
         else:
             np.copyto(out, values, casting="unsafe")
+
+    def narrow_at_once(self, values: NDArray[np.float32], out: NDArray[np.uint8]) -> bool:
+        """Write 16-bit patterns as bytes, any number of them; False: no twin can."""
+        patterns = out.view(np.uint16)
+        twin = find_twin(self._narrow_name, values, patterns)
+        return twin is not None and bool(twin(values, patterns))
+
+    def add_at_once(
+        self, values: NDArray[np.float32], data: NDArray[np.uint8], out: NDArray[np.float32]
+    ) -> bool:
+        """Write the sums of float32 values and 16-bit patterns; False: no twin can."""
+        patterns = data.view(np.uint16)
+        twin = find_twin(self._add_name, values, patterns, out)
+        if twin is not None:
+            twin(values, patterns, out)
+        return twin is not None
 
     def _narrow_to_float16(self, values: NDArray[np.float32], out: NDArray[Any]) -> None:
         """Let a float32 addition round: add the power of two that leaves float16's bits.
