@@ -2,9 +2,11 @@
 
 `python bench/peer_worker.py ADDRESS WORLD_SIZE INDEX [STREAMS]`; `Worker` starts and drives it.
 An order: `{"do": "all_reduce", "mib": 64, "codec": "raw", "calls": 1, "in_place": false}`; with
-`calls` above 1 so many are in flight at once, each of its share of the bytes.
+`calls` above 1 so many are in flight at once, each of its share of the bytes. "data": "normal"
+instead of constant arrays.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -77,8 +79,11 @@ def all_reduce(
     codec: str = "raw",
     calls: int = 1,
     in_place: bool = False,
+    data: str = "constant",
 ) -> dict[str, Any]:
     """Time one call, or several at once; check the sums."""
+    if data == "normal":
+        return all_reduce_normal(comm, mib, codec)
     if calls > 1 and not hasattr(comm, "all_reduce_async"):
         return {"skipped": "all_reduce_async is not in this version"}
     count = max(1, int(mib * MIB / 4 / calls))
@@ -101,6 +106,25 @@ def all_reduce(
         assert out.min() == wanted, out.min()
         assert out.max() == wanted, out.max()
     return {"seconds": seconds, "cpu_s": cpu_s, "attempts": max(info.attempts for info in infos)}
+
+
+@functools.lru_cache(maxsize=1)
+def normal_arrays(world_size: int, count: int) -> list[Any]:
+    """What each rank puts in, so that each can check the sum."""
+    rngs = [np.random.default_rng(rank) for rank in range(world_size)]
+    return [rng.standard_normal(count, dtype=np.float32) for rng in rngs]
+
+
+def all_reduce_normal(comm: ringhaul.Communicator, mib: float, codec: str) -> dict[str, Any]:
+    """Time one call on normal data, which compress no better than they do in life."""
+    arrays = normal_arrays(comm.world_size, int(mib * MIB / 4))
+    out = np.empty_like(arrays[0])
+    started, cpu = time.perf_counter(), time.process_time()
+    info = comm.all_reduce(arrays[comm.rank], out=out, codec=codec)
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    error = np.abs(sum(arrays) - out).max() / np.sqrt(comm.world_size)
+    assert error < 0.5 * comm.world_size, error
+    return {"seconds": seconds, "cpu_s": cpu_s, "attempts": info.attempts}
 
 
 def prepare(comm: ringhaul.Communicator) -> dict[str, Any]:
