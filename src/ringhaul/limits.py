@@ -73,6 +73,8 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
+#: A segment counts as so many at least: one of a byte needs as much beside its payload.
+EAGER_SEGMENT_BYTES = 512
 #: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
 #: loopback: 2-4 best), ...
 STREAMS_SHORT_PATH = 2
