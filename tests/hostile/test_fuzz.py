@@ -1,11 +1,14 @@
 """A short fuzz of every parser; `python -m ringhaul.testing fuzz` is the long one."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringhaul.testing.fuzz import campaign
 from ringhaul.testing.fuzz.campaign import TARGETS, Tally, feed, run_target
+from ringhaul.testing.fuzz.targets import Target
 
 INPUTS = 300
 #: Machines are made anew for each input.
@@ -31,7 +34,7 @@ def test_no_bytes_at_all_bring_a_parser_down(name: str, data: bytes) -> None:
     assert [str(failure) for failure in tally.failures] == []
 
 
-targets: dict[str, campaign.Target] = {}
+targets: dict[str, Target] = {}
 
 
 class Fragile:
@@ -42,7 +45,7 @@ class Fragile:
     def originals(self, dice: object) -> list[bytes]:
         return [bytes(16)]
 
-    def mutate(self, data: bytes, dice: campaign.random.Random) -> bytes:
+    def mutate(self, data: bytes, dice: random.Random) -> bytes:
         return dice.randbytes(4)
 
     def feed(self, data: bytes) -> bool:

@@ -109,11 +109,7 @@ class LyingMember(_Conversation):
         given_up = GiveUp(generation=generation, key=key, outcome=Outcome.FAILED, detail="")
         return [
             [began, Finished(generation=generation, key=key), vote],
-            [
-                vote,
-                began,
-                GiveUp(generation=generation, key=key, outcome=Outcome.FAILED, detail=""),
-            ],
+            [vote, began, given_up],
             [broken, LinkReady(generation=Generation(2)), broken, Leave()],
         ]
 
