@@ -8,9 +8,8 @@ import trio
 from ringhaul import limits
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.sockets import DataSocket, StreamEnded, close_on_fork
-from ringhaul.io.state_transfer import StateServer
+from ringhaul.io.state_serve import Served, StateServer
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.peer_messages import (
     StateRequest,
     StreamChosen,
@@ -75,7 +74,7 @@ class Listener:
         host = sock.peer_host()
         try:
             request: StateRequest | None = None
-            plan: SyncPlan | None = None
+            served: Served | None = None
             self._unproved += 1
             try:
                 with trio.move_on_after(limits.HANDSHAKE_S):
@@ -85,13 +84,14 @@ class Listener:
                             keep = is_proved and await self._take_if_chosen(sock, hello)
                         case StateRequest() as asked:
                             request = asked
-                            plan = await self._states.find(asked)
+                            served = await self._states.find(asked)
                         case other:
                             raise StreamEnded(f"{type(other).__name__} from a stranger")
             finally:
                 self._unproved -= 1
-            if request is not None and plan is not None:
-                await self._states.send(request, plan, sock)
+            if request is not None and served is not None:
+                is_proved = True
+                await self._states.answer(request, served, sock)
         except StreamEnded as error:
             if is_proved:
                 return  # the dialler chose another of our addresses

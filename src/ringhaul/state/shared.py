@@ -5,7 +5,7 @@ is `io`'s.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 
 from ringhaul.limits import STATE_ENTRIES_MAX
-from ringhaul.state.digest import (
-    AnyArray,
-    buffer_digest,
-    byte_view,
-    content_digest,
-    layout_digest,
-)
+from ringhaul.state.content import Content, Stage
+from ringhaul.state.digest import AnyArray, Mapper, content_digest, layout_digest
 
 NAME_LENGTH_MAX = 200
 #: Exclusive. Leaves room above every revision for the arithmetic of elections in 63 bits.
@@ -94,46 +89,35 @@ class SharedState:
         """16 bytes that tell this content from any other, revision aside."""
         return content_digest(self.arrays)
 
-    def digest_of(self, buffer: bytes | bytearray | memoryview) -> bytes:
-        """The `digest` there would be if `buffer` were published.
+    def layout(self, apart: Iterable[str] = ()) -> str:
+        """Digest of names, dtypes and shapes: the same on all members, or they cannot sync.
 
-        Raises:
-            ValueError: `buffer` has not `total_bytes` bytes.
+        Args:
+            apart: names of entries whose content may differ.
         """
-        return buffer_digest(self.arrays, buffer)
+        return layout_digest(self.arrays, apart)
 
-    def layout(self) -> str:
-        """Digest of names, dtypes and shapes: the same on all members, or they cannot sync."""
-        return layout_digest(self.arrays)
+    def content(self, apart: Iterable[str] = (), mapper: Mapper = map) -> Content:
+        """Hash what is to be equal: all entries but those `apart`. One pass over the memory."""
+        excluded = frozenset(apart)
+        arrays = {name: a for name, a in self._arrays.items() if name not in excluded}
+        return Content(arrays, mapper)
 
-    def views(self) -> list[memoryview]:
-        """The bytes of every array, flat, in name order; empty arrays are left out."""
-        return [byte_view(array) for array in self.arrays.values() if array.nbytes]
-
-    def publish(self, buffer: bytearray | memoryview, revision: int) -> None:
+    def publish(self, stage: Stage, revision: int) -> None:
         """Copy what was fetched into the arrays, and set the revision.
 
         Args:
-            buffer: the bytes of all arrays in name order, verified (`digest_of`) and not
-                part of these arrays.
-            revision: of this content.
+            stage: whole, made from a `content` of this state.
+            revision: of what was elected.
 
         Raises:
-            ValueError: the size or the revision is wrong, or an array is no longer writable.
-                Nothing has changed.
+            ValueError: the revision is wrong, or an array is no longer writable. Nothing has
+                changed.
         """
         revision = _checked_revision(revision)
-        data = memoryview(buffer).cast("B")
-        if len(data) != self.total_bytes:
-            raise ValueError(f"a buffer of {len(data)} bytes for a state of {self.total_bytes}")
         for name, array in self.arrays.items():
             _check_entry(name, array)
-        start = 0
-        for view in self.views():
-            # NumPy releases the interpreter lock while it copies; a memoryview does not.
-            source = np.frombuffer(data[start : start + len(view)], dtype=np.uint8)
-            np.copyto(np.frombuffer(view, dtype=np.uint8), source)
-            start += len(view)
+        stage.publish()
         self._revision = revision
 
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from ringhaul.errors import WireError
 from ringhaul.ids import OnLoss, OpKey, PeerId, ReduceOp
-from ringhaul.limits import ADDRESSES_MAX
+from ringhaul.limits import ADDRESSES_MAX, MANIFEST_BYTES_MAX
 from ringhaul.wire.fields import (
     address_host,
+    blob_up_to,
     name_text,
     one_of,
     optional,
@@ -135,6 +136,14 @@ class Strategy(enum.Enum):
     RECEIVE_ONLY = "receive_only"
 
 
+@dataclass(frozen=True, slots=True)
+class StateVersion:
+    """A content and the number of its version."""
+
+    revision: Annotated[int, uint]
+    digest: Annotated[bytes, token]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateReport:
     """What a member holds when it calls `sync_state`."""
@@ -142,3 +151,7 @@ class StateReport:
     revision: Annotated[int, uint]
     digest: Annotated[bytes, token]
     strategy: Annotated[Strategy, one_of(Strategy)]
+    #: What was elected in an earlier attempt of this call, if it is here by now, whole.
+    fetched: Annotated[StateVersion | None, optional(record_of(StateVersion))] = None
+    #: The entries, packed by `state.manifest`: to tell which one differs if layouts do.
+    manifest: Annotated[bytes, blob_up_to(MANIFEST_BYTES_MAX)] = b""

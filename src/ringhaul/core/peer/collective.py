@@ -5,6 +5,7 @@ Decides the key of a call, when an attempt begins, and how a call ends.
 
 import heapq
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from ringhaul.core.peer.model import Call, Failure, State
@@ -39,7 +40,7 @@ from ringhaul.wire.coordinator_messages import (
     SyncPlan,
     Verdict,
 )
-from ringhaul.wire.records import CollectiveKind
+from ringhaul.wire.records import CollectiveKind, StateVersion
 
 
 def on_called(state: State, event: CollectiveCalled) -> None:
@@ -91,12 +92,15 @@ def _begin(state: State, call: Call) -> None:
     call.attempts += 1
     call.is_finished = False
     call.sync_planned = False
+    report = call.asked.state
+    if report is not None and call.fetched is not None:
+        report = replace(report, fetched=call.fetched)
     began = Began(
         generation=state.generation,
         key=call.key,
         call_index=call.call_index,
         signature=call.asked.signature,
-        state=call.asked.state,
+        state=report,
     )
     state.send(began)
     match call.asked.signature.kind:
@@ -134,6 +138,7 @@ def on_transfer_done(state: State, event: TransferDone) -> None:
     call = state.call_by_id(event.call)
     if call is None or call.attempt != event.generation or call.is_finished:
         return
+    call.fetched = call.elected or call.fetched
     _finish(state, call, event.digest)
 
 
@@ -143,6 +148,7 @@ def on_sync_plan(state: State, message: SyncPlan) -> None:
     if call is None or call.attempt != message.generation or call.sync_planned:
         return
     call.sync_planned = True
+    call.elected = StateVersion(message.revision, message.digest)
     state.effects.append(FollowSyncPlan(call.id, message))
 
 

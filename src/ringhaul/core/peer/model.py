@@ -19,7 +19,7 @@ from ringhaul.wire.coordinator_messages import (
     VoteResult,
 )
 from ringhaul.wire.message import Message
-from ringhaul.wire.records import Address, Counts
+from ringhaul.wire.records import Address, Counts, StateVersion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,9 @@ class Call:
     is_finished: bool = False
     gave_up: bool = False
     sync_planned: bool = False
+    #: What this attempt of a `sync_state` shall bring; and what is here, of any attempt.
+    elected: StateVersion | None = None
+    fetched: StateVersion | None = None
 
 
 @dataclass(slots=True, kw_only=True)
