@@ -172,6 +172,11 @@ def digest_of_blocks(layout: BlockLayout, digests: bytes | memoryview) -> bytes:
     return _combine(parts).digest(length=DIGEST_BYTES)
 
 
+def combined_digest(digests: Mapping[str, bytes]) -> bytes:
+    """The digest of a content whose arrays have these digests. 16 bytes."""
+    return _combine(digests).digest(length=DIGEST_BYTES)
+
+
 def content_digest(arrays: Mapping[str, AnyArray]) -> bytes:
     """Digest names, dtypes, byte orders, shapes and bytes of all arrays. 16 bytes.
 
@@ -179,5 +184,4 @@ def content_digest(arrays: Mapping[str, AnyArray]) -> bytes:
         ValueError: an array is not C-contiguous.
         TypeError: a dtype holds objects or named fields.
     """
-    digests = {name: array_digest(array) for name, array in arrays.items()}
-    return _combine(digests).digest(length=DIGEST_BYTES)
+    return combined_digest({name: array_digest(array) for name, array in arrays.items()})

@@ -5,16 +5,21 @@ is `io`'s.
 """
 
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from ringhaul.errors import StateError
 from ringhaul.limits import STATE_ENTRIES_MAX
+from ringhaul.state.checkpoint import Checkpoint, write_checkpoint
 from ringhaul.state.content import Content, Stage
 from ringhaul.state.digest import AnyArray, Mapper, content_digest, layout_digest
+from ringhaul.state.manifest import explain_difference, pack_manifest
 
 NAME_LENGTH_MAX = 200
 #: Exclusive. Leaves room above every revision for the arithmetic of elections in 63 bits.
@@ -88,6 +93,55 @@ class SharedState:
     def digest(self) -> bytes:
         """16 bytes that tell this content from any other, revision aside."""
         return content_digest(self.arrays)
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write arrays and revision to a file, in the safetensors format.
+
+        Atomic: whatever happens, `path` holds the old file or the whole new one. The file
+        carries BLAKE3 digests; any reader of safetensors can open it. Do not change the arrays
+        meanwhile. Room for both files is needed for a moment.
+
+        Raises:
+            OSError: it could not be written; `path` is as before.
+        """
+        write_checkpoint(Path(path), self.arrays, self._revision)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that `save` wrote into a new state, with new arrays.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StateError: it is torn, truncated, altered, or no checkpoint; says which.
+        """
+        checkpoint = Checkpoint(Path(path))
+        arrays = {name: array.copy() for name, array in checkpoint.arrays.items()}
+        return cls(arrays, checkpoint.revision)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Read a file that `save` wrote into the arrays, in place, and set the revision.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StateError: it is torn, truncated, altered, or no checkpoint, or its names, dtypes
+                or shapes are not those of this state; says which. Nothing has changed.
+            ValueError: an array is no longer writable. Nothing has changed.
+        """
+        checkpoint = Checkpoint(Path(path))
+        revision = _checked_revision(checkpoint.revision)
+        if layout_digest(checkpoint.arrays) != self.layout():
+            own, theirs = pack_manifest(self.arrays), pack_manifest(checkpoint.arrays)
+            why = explain_difference("this state", own, "the file", theirs)
+            raise StateError(f"{os.fspath(path)} is not loaded: it is of another state: {why}")
+        for name, array in self._arrays.items():
+            _check_entry(name, array)
+        for name, array in self._arrays.items():
+            np.copyto(array, checkpoint.arrays[name])
+        self._revision = revision
+
+    # -- for the collective -------------------------------------------------------------------
 
     def layout(self, apart: Iterable[str] = ()) -> str:
         """Digest of names, dtypes and shapes: the same on all members, or they cannot sync.
