@@ -75,9 +75,9 @@ def test_the_layout_fits_a_signature_and_ignores_content() -> None:
 @pytest.mark.parametrize(
     ("array", "error", "advice"),
     [
-        ([1.0, 2.0], TypeError, "pass a numpy.ndarray"),
-        (np.float32(1), TypeError, "pass a numpy.ndarray"),
-        (np.ma.zeros(3), TypeError, "pass a numpy.ndarray"),
+        ([1.0, 2.0], TypeError, "has to be a NumPy array"),
+        (np.float32(1), TypeError, "scalar"),
+        (np.ma.zeros(3), TypeError, "its .data"),
         (np.array([None]), TypeError, "plain values"),
         (np.zeros(2, dtype=[("a", "i4")]), TypeError, "one array for each field"),
         (np.zeros(3, dtype=">f4"), ValueError, "newbyteorder"),
@@ -221,3 +221,40 @@ def test_entries_that_may_differ_are_neither_hashed_nor_published() -> None:
     state.publish(stage, 1)
     assert arrays["mask"].any()
     assert arrays["scalar"] == -1
+
+
+def test_a_tensor_is_kept_as_the_memory_that_it_is() -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "mask": torch.tensor([True, False]),
+        "scalar": torch.tensor(5),
+    }
+    state = SharedState(tensors)
+    source = SharedState(
+        {
+            "half": np.full(3, 2, ml_dtypes.bfloat16),
+            "mask": np.array([False, True]),
+            "scalar": np.array(7),
+        }
+    )
+    state.publish(fetched(state, source), 1)
+
+    assert tensors["half"].tolist() == [2, 2, 2]
+    assert tensors["mask"].tolist() == [False, True]
+    assert tensors["scalar"].item() == 7
+
+
+def test_a_parameter_says_to_detach_it() -> None:
+    torch = pytest.importorskip("torch")
+
+    with pytest.raises(ValueError, match=r"'w'.*detach"):
+        SharedState({"w": torch.zeros(2, requires_grad=True)})
+
+
+def test_a_buffer_is_an_array() -> None:
+    data = bytearray(b"abc")
+
+    assert SharedState({"a": data}).arrays["a"].tolist() == [97, 98, 99]
+    with pytest.raises(ValueError, match="read-only"):
+        SharedState({"a": b"abc"})

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ringhaul.arrays import foreign_view
 from ringhaul.errors import StateError
 from ringhaul.limits import STATE_ENTRIES_MAX
 from ringhaul.state.checkpoint import Checkpoint, write_checkpoint
@@ -34,13 +35,15 @@ class SharedState:
     raise `revision`; a member that fetches the state has its revision set.
     """
 
-    def __init__(self, arrays: Mapping[str, AnyArray], revision: int = 0) -> None:
+    def __init__(self, arrays: Mapping[str, Any], revision: int = 0) -> None:
         """Check the arrays and keep them.
 
         Args:
-            arrays: C-contiguous, writable, in native byte order, without objects or named
-                fields, of any shape (also `()` and empty); no two may share memory. On all
-                members the same names, dtypes and shapes.
+            arrays: NumPy arrays, torch CPU tensors (bfloat16 and bool too), or anything with
+                the buffer protocol or DLPack on the CPU; never copied. C-contiguous,
+                writable, in native byte order, without objects or named fields, of any shape
+                (also `()` and empty); no two may share memory. On all members the same
+                names, dtypes and shapes.
             revision: 0 <= revision < 2**62.
 
         Raises:
@@ -52,11 +55,12 @@ class SharedState:
             raise ValueError(
                 f"{len(arrays)} arrays are more than {STATE_ENTRIES_MAX}; join small ones"
             )
-        for name, array in arrays.items():
-            _check_entry(name, array)
-        _check_apart(arrays)
-        self._arrays = {name: arrays[name] for name in sorted(arrays)}
-        self._total_bytes = sum(array.nbytes for array in arrays.values())
+        views = {name: _view(name, array) for name, array in arrays.items()}
+        for name, view in views.items():
+            _check_entry(name, view)
+        _check_apart(views)
+        self._arrays = {name: views[name] for name in sorted(views)}
+        self._total_bytes = sum(view.nbytes for view in views.values())
         self.revision = revision
 
     def __repr__(self) -> str:
@@ -68,7 +72,7 @@ class SharedState:
 
     @property
     def arrays(self) -> Mapping[str, AnyArray]:
-        """The live arrays by name, in name order; read-only as a mapping."""
+        """The live arrays by name, as NumPy sees them; in name order, read-only as a mapping."""
         return MappingProxyType(self._arrays)
 
     @property
@@ -187,20 +191,30 @@ def _checked_revision(revision: object) -> int:
     return number
 
 
-def _check_entry(name: object, array: Any) -> None:  # noqa: ANN401 - what callers pass
+def _view(name: object, array: object) -> AnyArray:
+    """The caller's memory, whatever holds it."""
+    if isinstance(array, np.ndarray):
+        return array
+    if isinstance(array, np.generic):
+        raise TypeError(f"{_called(name)} is a scalar; pass np.array(it), which can be written")
+    return foreign_view(array, _called(name))
+
+
+def _called(name: object) -> str:
+    return f"array {name!r:.240}"
+
+
+def _check_entry(name: object, array: AnyArray) -> None:
     """Refuse what cannot be hashed and updated in place, and say how to mend it."""
     if not isinstance(name, str):
         raise TypeError(f"the name {name!r:.60} is a {type(name).__name__}; use a str")
-    entry = f"array {name!r:.240}"
+    entry = _called(name)
     if len(name) > NAME_LENGTH_MAX:
         raise ValueError(
             f"{entry}: a name of {len(name)} characters; at most {NAME_LENGTH_MAX} are taken"
         )
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            f"{entry} is a {type(array).__name__}; pass a numpy.ndarray "
-            "(of a CPU tensor: tensor.numpy())"
-        )
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{entry} is a MaskedArray; pass its .data, the mask is not kept")
     if array.dtype.hasobject:
         raise TypeError(f"{entry} holds Python objects; convert it to a dtype of plain values")
     if array.dtype.names is not None:
