@@ -22,6 +22,9 @@ STATE_ENTRIES_MAX = 100_000
 OPEN_OPERATIONS_MAX = 10_000
 #: Verdicts the coordinator and a peer remember, for who comes to a key later.
 VERDICTS_KEPT_MAX = 65_536
+#: Decisions a peer keeps, for a coordinator that is started again, until all members have
+#: them: a second or two of verdicts.
+DECISIONS_KEPT_MAX = 65_536
 #: Control messages one side keeps until the other has them; a peer that does not
 #: acknowledge so many is gone in all but name.
 UNACKNOWLEDGED_MAX = 100_000
@@ -35,6 +38,9 @@ SILENCE_BUSY_S = 5.0
 SILENCE_IDLE_S = 30.0
 #: A peer without control connection may resume its session for so long.
 SESSION_GRACE_S = 10.0
+#: A coordinator that was started again takes nobody for absent before this: peers redial
+#: every REDIAL_INTERVAL_S. Without a journal nobody founds a run before, either.
+RESUME_WAIT_S = 3.0
 #: Peers wait so long for a coordinator that is away.
 COORDINATOR_GRACE_S = 300.0
 #: A peer hears nothing from the coordinator for so long: it closes and redials.

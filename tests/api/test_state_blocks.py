@@ -1,10 +1,11 @@
 """What moves in a `sync_state`, and from whom: blocks that differ, from all who have them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import ml_dtypes
 import numpy as np
 import pytest
+import trio
 
 from ringhaul import (
     Communicator,
@@ -71,23 +72,51 @@ def test_only_the_blocks_that_differ_travel(cluster: Cluster[Communicator]) -> N
     assert states[2].digest() == states[0].digest()
 
 
-def test_all_holders_give_a_part(cluster: Cluster[Communicator]) -> None:
+def hold_back(monkeypatch: pytest.MonkeyPatch, is_ready: Callable[[set[int]], bool]) -> None:
+    """No block leaves before it is time; told are the states that were asked for blocks."""
+    send = _Connection._send_block
+    asked: set[int] = set()
+    opened: list[bool] = []
+
+    async def send_in_time(connection: _Connection, index: int) -> None:
+        asked.add(id(connection._served))
+        while not opened:
+            if is_ready(asked):
+                opened.append(True)
+            await trio.sleep(0.001)
+        await send(connection, index)
+
+    monkeypatch.setattr(_Connection, "_send_block", send_in_time)
+
+
+def is_asked(driver: Member) -> bool:
+    """Is a requester connected to this peer now?"""
+    served = list(driver.comm._runtime._calls.states._served.values())
+    return any(each.connections for each in served)
+
+
+def test_all_holders_give_a_part(
+    cluster: Cluster[Communicator], monkeypatch: pytest.MonkeyPatch
+) -> None:
     states = [large(0), large(0), large(7)]
     drivers = cluster.drivers(3)
+    hold_back(monkeypatch, lambda asked: len(asked) == 2)
 
-    infos = well(sync(drivers, states))
+    infos = well(sync(drivers, states, upload_bytes_per_s=40e6))
 
     assert set(infos[2].sources) == {drivers[0].comm.peer_id, drivers[1].comm.peer_id}
-    assert infos[2].received_bytes >= states[2].total_bytes
+    assert infos[2].received_blocks == BLOCKS + 1
     assert states[2].digest() == states[0].digest()
 
 
-def test_requesters_give_each_other_what_they_have(cluster: Cluster[Communicator]) -> None:
+def test_requesters_give_each_other_what_they_have(
+    cluster: Cluster[Communicator], monkeypatch: pytest.MonkeyPatch
+) -> None:
     states = [large(0, revision=1), large(5), large(7)]
     drivers = cluster.drivers(3)
     holder = drivers[0].comm.peer_id
+    hold_back(monkeypatch, lambda _: all(map(is_asked, drivers)))
 
-    # a slow holder: requesters have more to gain from each other
     infos = well(sync(drivers, states, upload_bytes_per_s=40e6))
 
     assert len({state.digest() for state in states}) == 1

@@ -11,9 +11,9 @@ from ringhaul.wire.coordinator_messages import Began, Outcome, SyncPlan, Verdict
 from ringhaul.wire.records import (
     Address,
     CollectiveKind,
+    Content,
     Signature,
     StateReport,
-    StateVersion,
     Strategy,
     Ticket,
 )
@@ -37,7 +37,7 @@ def report(
     *,
     ordinal: int = 0,
     generation: int = 1,
-    fetched: StateVersion | None = None,
+    fetched: Content | None = None,
     strategy: Strategy = Strategy.POPULAR,
 ) -> None:
     message = Began(
@@ -121,7 +121,7 @@ def test_what_was_fetched_before_its_last_holder_was_lost_is_served_on(script: S
     report(script, "c", OTHER, 0)
     lose(script, "a", "b", "b", "c")
 
-    report(script, "b", OTHER, generation=2, fetched=StateVersion(1, NEW))
+    report(script, "b", OTHER, generation=2, fetched=Content(1, NEW))
     report(script, "c", OTHER, generation=2)
 
     assert (plan(script, "c").revision, plan(script, "c").digest) == (1, NEW)
@@ -149,7 +149,7 @@ def test_the_loss_of_the_last_holder_is_an_error_and_not_another_election(script
 def test_a_claim_to_have_fetched_what_was_never_elected_elects_nothing(script: Script) -> None:
     report(script, "a", OLD)
     report(script, "b", OLD)
-    report(script, "c", OTHER, fetched=StateVersion(9, NEW))
+    report(script, "c", OTHER, fetched=Content(9, NEW))
 
     assert plan(script, "a").digest == OLD
 
@@ -157,6 +157,7 @@ def test_a_claim_to_have_fetched_what_was_never_elected_elects_nothing(script: S
 def test_revisions_that_do_not_follow_say_what_to_set(script: Script) -> None:
     for name in "abc":
         report(script, name, OLD)
+    for name in "abc":
         script.finish(name)
     for name in "abc":
         report(script, name, NEW, ordinal=1)

@@ -136,7 +136,7 @@ async def running_coordinator(
         opened.set()
 
     async def serve() -> None:
-        await serve_coordinator(host, 0, started=started, handshake_s=handshake_s)
+        await serve_coordinator(host, 0, new=True, started=started, handshake_s=handshake_s)
 
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
@@ -229,7 +229,7 @@ async def test_a_broken_invariant_ends_the_coordinator_and_is_logged_with_its_st
 
     monkeypatch.setattr(machine.Coordinator, "step", fail)
     with trio.fail_after(PATIENCE_S), pytest.raises(InvariantError, match="five"):
-        await serve_coordinator("127.0.0.1", 0)
+        await serve_coordinator("127.0.0.1", 0, new=True)
     assert "t=1 a step" in caplog.text
 
 

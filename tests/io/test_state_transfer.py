@@ -14,7 +14,7 @@ from ringhaul.io.state_lane import Lane
 from ringhaul.io.state_serve import Pacer, StateServer
 from ringhaul.limits import STATE_BLOCK_BYTES
 from ringhaul.quant.compression import FLAG_BYTES, Compressor
-from ringhaul.state.content import Content, Stage, own_stage
+from ringhaul.state.content import HashedState, Stage, own_stage
 from ringhaul.state.plan import FetchPlan
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.peer_messages import StateOffer, StateRequest
@@ -25,8 +25,8 @@ Pair = tuple[DataSocket, DataSocket]
 KEY = OpKey(None, 0)
 
 
-def content(value: int) -> Content:
-    return Content({"w": np.full(2 * STATE_BLOCK_BYTES // 4 + 3, value, np.float32)})
+def content(value: int) -> HashedState:
+    return HashedState({"w": np.full(2 * STATE_BLOCK_BYTES // 4 + 3, value, np.float32)})
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def ask(server: StateServer, pair: Pair, records: bytes) -> str:
     return ends[0]
 
 
-def serving(what: Content) -> StateServer:
+def serving(what: HashedState) -> StateServer:
     server = StateServer()
     ticket = Ticket(PeerId("r"), (), b"t" * 16, b"p" * 16)
     plan = SyncPlan(

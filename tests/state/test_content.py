@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ringhaul.limits import STATE_BLOCK_BYTES
-from ringhaul.state.content import Content, Stage, own_stage
+from ringhaul.state.content import HashedState, Stage, own_stage
 
 Arrays = dict[str, NDArray[Any]]
 COUNT = 3 * STATE_BLOCK_BYTES // 4 + 5
@@ -28,9 +28,9 @@ def example() -> Arrays:
     }
 
 
-def stage_of(mine: Arrays, elected: Arrays) -> tuple[Stage, Content]:
-    source = Content(elected)
-    return Stage(Content(mine), source.block_digests, source.digest), source
+def stage_of(mine: Arrays, elected: Arrays) -> tuple[Stage, HashedState]:
+    source = HashedState(elected)
+    return Stage(HashedState(mine), source.block_digests, source.digest), source
 
 
 def test_only_blocks_that_differ_are_needed() -> None:
@@ -78,17 +78,17 @@ def test_a_block_that_is_not_the_elected_one_is_refused(direct: bool) -> None:
 
 
 def test_a_list_of_digests_of_another_content_is_refused() -> None:
-    elected = Content(example())
+    elected = HashedState(example())
 
     with pytest.raises(ValueError, match="elected"):
-        Stage(Content(example()), bytes(len(elected.block_digests)), elected.digest)
+        Stage(HashedState(example()), bytes(len(elected.block_digests)), elected.digest)
     with pytest.raises(ValueError, match="blocks"):
-        Stage(Content(example()), b"", elected.digest)
+        Stage(HashedState(example()), b"", elected.digest)
 
 
 def test_who_holds_the_content_needs_nothing_and_serves_its_own_memory() -> None:
     arrays = example()
-    stage = own_stage(Content(arrays))
+    stage = own_stage(HashedState(arrays))
 
     assert stage.is_whole
     assert stage.needed == []
@@ -110,4 +110,4 @@ def test_every_dtype_travels(dtype: Any, count: int) -> None:  # noqa: ANN401
 
 @pytest.mark.parametrize(("dtype", "words"), [("f4", 4), ("c16", 1), ("S3", 1), ("?", 1)])
 def test_bytes_are_shuffled_by_words_that_divide_a_block(dtype: str, words: int) -> None:
-    assert Content({"x": np.zeros(10, dtype)}).layout.word_bytes(0) == words
+    assert HashedState({"x": np.zeros(10, dtype)}).layout.word_bytes(0) == words

@@ -18,7 +18,7 @@ from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.signals import Signal
 from ringhaul.io.state_serve import Served
 from ringhaul.quant import RAW, Codec
-from ringhaul.state.content import Content, Stage
+from ringhaul.state.content import HashedState, Stage
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.records import Signature, StateReport
 
@@ -218,7 +218,7 @@ class SyncCall(PendingCall):
     state: StateLike = field(kw_only=True)
     report: StateReport = field(kw_only=True)
     #: What is compared and transferred, as it was when the call began.
-    content: Content = field(kw_only=True)
+    content: HashedState = field(kw_only=True)
     timeout_s: float | None = None
     upload_bytes_per_s: float | None = None
     plan: SyncPlan | None = None

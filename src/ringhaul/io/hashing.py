@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
-from ringhaul.state.content import Content
+from ringhaul.state.content import HashedState
 from ringhaul.state.shared import SharedState
 
 #: Below this a pool of threads costs more than it gains.
@@ -12,7 +12,7 @@ _THREADED_BYTES_MIN = 32 << 20
 _THREADS = min(os.cpu_count() or 1, 8)
 
 
-def take_content(state: SharedState, apart: Collection[str] = ()) -> Content:
+def take_content(state: SharedState, apart: Collection[str] = ()) -> HashedState:
     """Hash what of a state is to be equal.
 
     The pool lives as long as the call: one of the process would not survive a fork.

@@ -19,7 +19,7 @@ from ringhaul.io.dial import DialError, Reached, reach
 from ringhaul.io.progress import Progress
 from ringhaul.io.sockets import DataSocket, StreamEnded
 from ringhaul.io.state_lane import Lane
-from ringhaul.state.content import Content, Stage
+from ringhaul.state.content import HashedState, Stage
 from ringhaul.state.digest import DIGEST_BYTES
 from ringhaul.state.plan import FetchPlan
 from ringhaul.wire.codec import Envelope
@@ -52,7 +52,7 @@ class Fetching:
     """Who fetches what, on behalf of which call."""
 
     plan: SyncPlan
-    content: Content
+    content: HashedState
     own: PeerId
     run_id: bytes
     dialable: Callable[[Ticket], list[Address]]

@@ -19,7 +19,7 @@ from ringhaul.state.digest import (
 )
 
 
-class Content:
+class HashedState:
     """What a state holds when it is compared: the memory of its entries, and their digests.
 
     The arrays stay the caller's; the digests are those of the time they were taken.
@@ -51,7 +51,7 @@ class Stage:
         needed: numbers of the blocks that differ, in order.
     """
 
-    def __init__(self, content: Content, elected_digests: bytes, digest: bytes) -> None:
+    def __init__(self, content: HashedState, elected_digests: bytes, digest: bytes) -> None:
         """Compare own block digests with the elected ones.
 
         Raises:
@@ -137,6 +137,6 @@ class Stage:
             np.copyto(target, np.frombuffer(self.slot(index), np.uint8))
 
 
-def own_stage(content: Content) -> Stage:
+def own_stage(content: HashedState) -> Stage:
     """The stage of who holds the elected content: nothing is needed."""
     return Stage(content, content.block_digests, content.digest)

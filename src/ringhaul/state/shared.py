@@ -18,7 +18,7 @@ from ringhaul.arrays import foreign_view
 from ringhaul.errors import StateError
 from ringhaul.limits import STATE_ENTRIES_MAX
 from ringhaul.state.checkpoint import Checkpoint, write_checkpoint
-from ringhaul.state.content import Content, Stage
+from ringhaul.state.content import HashedState, Stage
 from ringhaul.state.digest import AnyArray, Mapper, content_digest, layout_digest
 from ringhaul.state.manifest import explain_difference, pack_manifest
 
@@ -155,11 +155,11 @@ class SharedState:
         """
         return layout_digest(self.arrays, apart)
 
-    def content(self, apart: Iterable[str] = (), mapper: Mapper = map) -> Content:
+    def content(self, apart: Iterable[str] = (), mapper: Mapper = map) -> HashedState:
         """Hash what is to be equal: all entries but those `apart`. One pass over the memory."""
         excluded = frozenset(apart)
         arrays = {name: a for name, a in self._arrays.items() if name not in excluded}
-        return Content(arrays, mapper)
+        return HashedState(arrays, mapper)
 
     def publish(self, stage: Stage, revision: int) -> None:
         """Copy what was fetched into the arrays, and set the revision.

@@ -138,7 +138,9 @@ class CoordinatorProcess(Process):
     """A coordinator on a free port, of the loopback interface unless `host` says otherwise."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        super().__init__("-m", "ringhaul", "coordinator", "--listen", f"{host}:0", "--json")
+        super().__init__(
+            "-m", "ringhaul", "coordinator", "--listen", f"{host}:0", "--new", "--json"
+        )
         self.address: str = self.expect("listening")["address"]
 
 

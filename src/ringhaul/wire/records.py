@@ -137,8 +137,8 @@ class Strategy(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class StateVersion:
-    """A content and the number of its version."""
+class Content:
+    """One content of a shared state."""
 
     revision: Annotated[int, uint]
     digest: Annotated[bytes, token]
@@ -152,6 +152,6 @@ class StateReport:
     digest: Annotated[bytes, token]
     strategy: Annotated[Strategy, one_of(Strategy)]
     #: What was elected in an earlier attempt of this call, if it is here by now, whole.
-    fetched: Annotated[StateVersion | None, optional(record_of(StateVersion))] = None
+    fetched: Annotated[Content | None, optional(record_of(Content))] = None
     #: The entries, packed by `state.manifest`: to tell which one differs if layouts do.
     manifest: Annotated[bytes, blob_up_to(MANIFEST_BYTES_MAX)] = b""

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
+from ringhaul.core.coordinator import journal
 from ringhaul.core.coordinator.model import Collective, Group, Run
 from ringhaul.ids import OpKey, PeerId
 from ringhaul.limits import (
@@ -16,7 +17,7 @@ from ringhaul.limits import (
 )
 from ringhaul.state.manifest import explain_difference
 from ringhaul.wire.coordinator_messages import Began, Outcome, SyncPlan
-from ringhaul.wire.records import StateReport, StateVersion, Strategy, Ticket
+from ringhaul.wire.records import Content, StateReport, Strategy, Ticket
 
 Reports = dict[PeerId, StateReport]
 
@@ -50,10 +51,10 @@ def elect(run: Run, group: Group, collective: Collective, *, fail: Fail) -> None
     reports = {p: began.state for p, began in collective.began.items() if began.state is not None}
     call = (group.admitted_generation, collective.key)
     if group.elected is not None and group.elected[:2] == call:
-        winner: StateVersion | _Problem = _elect_again(group.elected[2], reports)
+        winner: Content | _Problem = _elect_again(group.elected[2], reports)
     else:
         winner = _elect_first(run, group, reports)
-    if isinstance(winner, StateVersion):
+    if isinstance(winner, Content):
         winner = _refuse_to_overwrite(winner, reports)
     if isinstance(winner, _Problem):
         fail(run, group, collective.key, Outcome.NO_STATE, winner.culprits, winner.detail)
@@ -71,7 +72,7 @@ class _Problem:
     culprits: tuple[PeerId, ...]
 
 
-def _elect_again(earlier: StateVersion, reports: Reports) -> StateVersion | _Problem:
+def _elect_again(earlier: Content, reports: Reports) -> Content | _Problem:
     if any(_holds(report, earlier.digest) for report in reports.values()):
         return earlier
     detail = (
@@ -82,7 +83,7 @@ def _elect_again(earlier: StateVersion, reports: Reports) -> StateVersion | _Pro
     return _Problem(detail, tuple(reports))
 
 
-def _elect_first(run: Run, group: Group, reports: Reports) -> StateVersion | _Problem:
+def _elect_first(run: Run, group: Group, reports: Reports) -> Content | _Problem:
     offers = {p: r for p, r in reports.items() if r.strategy is not Strategy.RECEIVE_ONLY}
     candidates = {p: r for p, r in offers.items() if run.peers[p].holds_state}
     any_holder = any(run.peers[p].holds_state for p in reports)
@@ -104,10 +105,10 @@ def _elect_first(run: Run, group: Group, reports: Reports) -> StateVersion | _Pr
     if not contents:
         return _Problem(_why(group, candidates), tuple(candidates))
     tally = Counter(contents)
-    return StateVersion(*min(tally, key=lambda content: (-tally[content], content[1])))
+    return Content(*min(tally, key=lambda content: (-tally[content], content[1])))
 
 
-def _refuse_to_overwrite(winner: StateVersion, reports: Reports) -> StateVersion | _Problem:
+def _refuse_to_overwrite(winner: Content, reports: Reports) -> Content | _Problem:
     """The winner, unless it would have to be written where the caller forbids it."""
     version = (winner.revision, winner.digest)
     stubborn = tuple(
@@ -160,7 +161,7 @@ def _send_plans(
     group: Group,
     collective: Collective,
     reports: Reports,
-    winner: StateVersion,
+    winner: Content,
 ) -> None:
     holders = [p for p, r in reports.items() if _holds(r, winner.digest)]
     receivers = [p for p, r in reports.items() if not _holds(r, winner.digest)]
@@ -225,3 +226,4 @@ def commit(run: Run, group: Group, collective: Collective) -> None:
     group.state = collective.elected
     for peer_id in collective.finished:
         run.peers[peer_id].holds_state = True
+    journal.save_group(run, group)
