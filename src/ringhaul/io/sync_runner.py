@@ -3,6 +3,7 @@
 Does what the machine orders; decides only in which thread memory is copied.
 """
 
+import logging
 from collections.abc import Callable
 
 import trio
@@ -11,11 +12,17 @@ from ringhaul.core.peer import steps
 from ringhaul.core.peer.steps import Event
 from ringhaul.io.calls import SyncCall
 from ringhaul.io.neighbours import Neighbours
+from ringhaul.io.progress import Progress
 from ringhaul.io.state_fetch import Fetcher, FetchError, Fetching
 from ringhaul.io.state_serve import StateServer
 from ringhaul.state.content import Stage, own_stage
 from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
 
+logger = logging.getLogger(__name__)
+
+#: A transfer that takes longer than the first is told of, again and again.
+_FIRST_REPORT_S = 1.0
+_NEXT_REPORT_S = 10.0
 #: More than this is copied in a thread of its own, so that the I/O loop goes on.
 _COPIED_HERE_BYTES_MAX = 1 << 20
 
@@ -79,10 +86,13 @@ class SyncRunner:
         event: steps.TransferDone | steps.CallGivenUp
         with scope:
             try:
-                await Fetcher(fetching, call.stage).run()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_report, call.progress)
+                    await Fetcher(fetching, call.stage).run()
+                    nursery.cancel_scope.cancel()
                 event = steps.TransferDone(call.id, plan.generation, plan.digest)
-            except FetchError as error:
-                detail = f"no source gave the elected state: {error}"
+            except* FetchError as group:
+                detail = f"no source gave the elected state: {group.exceptions[0]}"
                 event = steps.CallGivenUp(call.id, Outcome.NO_STATE, detail)
             if call.plan is plan:  # else the attempt has ended
                 self._step(event)
@@ -126,3 +136,11 @@ class SyncRunner:
             except ValueError as error:
                 problem = error
         end(problem)
+
+
+async def _report(progress: Progress) -> None:
+    """Say in the log how far a long transfer is."""
+    await trio.sleep(_FIRST_REPORT_S)
+    while True:
+        logger.info("%s", progress)
+        await trio.sleep(_NEXT_REPORT_S)
