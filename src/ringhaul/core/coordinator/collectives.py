@@ -64,6 +64,8 @@ def _find_mismatch(run: Run, group: Group, collective: Collective, peer: Peer) -
             f"{first} called {theirs.signature}, {peer.id} called {message.signature}, "
             f"both as operation {message.key}"
         )
+        if theirs.state is not None and message.state is not None:
+            detail += f": {state_sync.explain_mismatch(theirs, first, message, peer.id)}"
         give_verdict(run, group, message.key, Outcome.MISMATCH, (first, peer.id), detail)
         return True
     return False

@@ -128,6 +128,7 @@ def on_transfer_done(state: State, event: TransferDone) -> None:
     call = state.call_by_id(event.call)
     if call is None or call.attempt != event.generation or call.is_finished:
         return
+    call.fetched = call.elected or call.fetched
     _finish(state, call, event.digest)
 
 

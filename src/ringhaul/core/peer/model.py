@@ -66,8 +66,10 @@ class Call:
     #: Of the result, once it is finished.
     digest: bytes | None = None
     gave_up: bool = False
-    #: What `sync_state` elected; None until the plan is here.
+    #: What this attempt of a `sync_state` shall bring, None until the plan is here; and what is
+    #: here, of any attempt.
     elected: Content | None = None
+    fetched: Content | None = None
 
 
 @dataclass(slots=True, kw_only=True)
