@@ -20,10 +20,15 @@ TAG_LENGTH_MAX = 200
 ADDRESSES_MAX = 16
 #: Arrays in one shared state: only their digest travels, this bounds what users may pass.
 STATE_ENTRIES_MAX = 100_000
+#: Of a coordinator, in milliseconds of its start; whoever names a higher one poisons the run.
+INCARNATION_MAX = 1 << 53
 #: Operations one group may have open at once (DESIGN: windows of 8 are usual).
 OPEN_OPERATIONS_MAX = 10_000
 #: Verdicts the coordinator and a peer remember, for who comes to a key later.
 VERDICTS_KEPT_MAX = 65_536
+#: Decisions a peer keeps, for a coordinator that is started again, until all members have
+#: them: a second or two of verdicts.
+DECISIONS_KEPT_MAX = 65_536
 #: Control messages one side keeps until the other has them; a peer that does not
 #: acknowledge so many is gone in all but name.
 UNACKNOWLEDGED_MAX = 100_000
@@ -37,6 +42,9 @@ SILENCE_BUSY_S = 5.0
 SILENCE_IDLE_S = 30.0
 #: A peer without control connection may resume its session for so long.
 SESSION_GRACE_S = 10.0
+#: A coordinator that was started again takes nobody for absent before this: peers redial
+#: every REDIAL_INTERVAL_S. Without a journal nobody founds a run before, either.
+RESUME_WAIT_S = 3.0
 #: Peers wait so long for a coordinator that is away.
 COORDINATOR_GRACE_S = 300.0
 #: A peer hears nothing from the coordinator for so long: it closes and redials.

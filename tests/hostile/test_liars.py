@@ -15,22 +15,20 @@ from ringhaul.testing.liar import Ended, Liar
 from ringhaul.testing.threads import Cluster, Driver, gather, together
 from ringhaul.wire.coordinator_messages import (
     Began,
-    Evicted,
     Finished,
     GiveUp,
     GiveUpVote,
-    Heartbeat,
     LinkFailed,
     LinkReady,
     Outcome,
     Proposal,
-    Refused,
     Vote,
     VoteOutcome,
 )
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import CollectiveKind, Signature, StateReport, Strategy
 from ringhaul.wire.segment_header import PAYLOAD_BYTES_MAX, SegmentHeader, SegmentKind
+from ringhaul.wire.session_messages import Evicted, Heartbeat, Refused
 
 HONEST = 3
 COUNT = 4
@@ -155,7 +153,7 @@ ENVELOPES: dict[str, tuple[dict[str, object], str]] = {
     "acknowledges what was not sent": ({"ack": 10**6}, "acknowledges 1000000"),
     "skips a number": ({"skip": 4}, "follows"),
     "of another run": ({"run_id": b"x" * 16}, "another run"),
-    "of another incarnation": ({"incarnation": 7}, "another run or incarnation"),
+    "of another incarnation": ({"incarnation": 2**60}, "another run or incarnation"),
 }
 
 

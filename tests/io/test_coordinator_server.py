@@ -19,20 +19,11 @@ from ringhaul.io.coordinator_server import serve_coordinator
 from ringhaul.io.link import MessageLink
 from ringhaul.limits import PROTOCOL_VERSION
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Leave,
-    LinkReady,
-    Opened,
-    Proposal,
-    Refused,
-    Welcome,
-)
+from ringhaul.wire.coordinator_messages import LinkReady, Opened, Proposal
 from ringhaul.wire.framing import FrameReader, frame
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import Goodbye, Heartbeat, Hello, Leave, Refused, Welcome
 
 M = TypeVar("M", bound=Message)
 
@@ -145,7 +136,7 @@ async def running_coordinator(
         opened.set()
 
     async def serve() -> None:
-        await serve_coordinator(host, 0, started=started, handshake_s=handshake_s)
+        await serve_coordinator(host, 0, new=True, started=started, handshake_s=handshake_s)
 
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
@@ -241,7 +232,7 @@ async def test_a_broken_invariant_ends_the_coordinator_and_is_logged_with_its_st
 
     monkeypatch.setattr(machine.Coordinator, "step", fail)
     with trio.fail_after(PATIENCE_S), pytest.raises(InvariantError, match="five"):
-        await serve_coordinator("127.0.0.1", 0)
+        await serve_coordinator("127.0.0.1", 0, new=True)
     assert "t=1 a step" in caplog.text
 
 

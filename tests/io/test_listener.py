@@ -18,10 +18,11 @@ from ringhaul.io.plane import DataPlane
 from ringhaul.io.sockets import DataSocket, StreamEnded
 from ringhaul.io.state_transfer import StateServer
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Heartbeat, Proposal
+from ringhaul.wire.coordinator_messages import Proposal
 from ringhaul.wire.message import Message
 from ringhaul.wire.peer_messages import StreamChosen, StreamHello, StreamRefused, StreamWelcome
 from ringhaul.wire.records import Ticket
+from ringhaul.wire.session_messages import Heartbeat
 
 ME, BEFORE = PeerId("me-1"), PeerId("before-2")
 TICKET = Ticket(BEFORE, (), b"t" * 16, b"p" * 16)

@@ -14,9 +14,10 @@ from ringhaul.limits import FRAME_BYTES_MAX, PROTOCOL_VERSION
 from ringhaul.testing.fuzz.makers import Maker, largest_number
 from ringhaul.testing.fuzz.mutants import mutated_message
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import Finished, Hello, Refused, Resumed
+from ringhaul.wire.coordinator_messages import Finished
 from ringhaul.wire.message import MESSAGES, Message
 from ringhaul.wire.records import Address, addresses
+from ringhaul.wire.session_messages import Goodbye, Hello, Refused
 
 MUTANTS = 10_000
 MADE_PER_CLASS = 50
@@ -180,7 +181,7 @@ def test_text_that_is_not_unicode_is_not_encoded() -> None:
 @pytest.mark.parametrize("size", [0, 15, 17])
 def test_a_run_id_and_a_digest_have_16_bytes(size: int) -> None:
     with pytest.raises(WireError, match="16 bytes"):
-        decode(msgpack.packb([Resumed.KIND, bytes(size), 0, 0, 0]))
+        decode(msgpack.packb([Goodbye.KIND, bytes(size), 0, 0, 0]))
     with pytest.raises(WireError, match="digest: not 16 bytes"):
         decode(msgpack.packb([Finished.KIND, bytes(16), 0, 0, 0, 1, [None, 0], bytes(size)]))
 

@@ -14,22 +14,15 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from ringhaul import limits
+from ringhaul.ids import PeerId
 from ringhaul.io.address import parse_address
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import (
-    Heartbeat,
-    Hello,
-    LinkReady,
-    Opened,
-    Proposal,
-    Resume,
-    Resumed,
-    Welcome,
-)
+from ringhaul.wire.coordinator_messages import LinkReady, Opened, Proposal
 from ringhaul.wire.framing import LENGTH_BYTES, frame
 from ringhaul.wire.message import Message
 from ringhaul.wire.peer_messages import StreamChosen, StreamHello, StreamRefused, StreamWelcome
 from ringhaul.wire.records import Address, Ticket
+from ringhaul.wire.session_messages import Heartbeat, Hello, Resume, Welcome
 
 PATIENCE_S = 30.0
 M = TypeVar("M", bound=Message)
@@ -180,28 +173,32 @@ class Liar:
             version=limits.PROTOCOL_VERSION,
             name=self._name,
             group=0,
-            addresses=(Address(*self._listener.getsockname()),),
+            addresses=self._addresses(),
             min_world_size=1,
         )
         self.say(hello, numbered=False)
         return self.hear(Welcome)
 
+    def _addresses(self) -> tuple[Address, ...]:
+        return (Address(*self._listener.getsockname()),)
+
     def resume_as(self, peer: str, secret: bytes) -> Message:
         """Try to take a session on a new connection; return the answer."""
         wire = self._dial()
-        message = Resume(version=limits.PROTOCOL_VERSION, peer=peer, secret=secret)  # type: ignore[arg-type]
+        message = Resume(
+            version=limits.PROTOCOL_VERSION,
+            peer=PeerId(peer),
+            secret=secret,
+            group=0,
+            addresses=self._addresses(),
+            min_world_size=1,
+        )
         run_id, incarnation = self.head.run_id, self.head.incarnation
         wire.send(Envelope(message=message, run_id=run_id, incarnation=incarnation))
         try:
-            answer = wire.receive().message
+            return wire.receive().message
         finally:
-            if self.welcome is not None and peer == self.welcome.peer:
-                self.wire.sock.close()
-                self.wire = wire
-            else:
-                wire.sock.close()
-        assert not isinstance(answer, Heartbeat | Resumed) or peer == self.own_id
-        return answer
+            wire.sock.close()
 
     @property
     def own_id(self) -> str:

@@ -22,7 +22,8 @@ from ringhaul.io.peer_runtime import PeerRuntime
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.joining import connect
 from ringhaul.state.shared import SharedState
-from ringhaul.wire.coordinator_messages import Began, Finished, Hello, Leave, LinkReady, Vote
+from ringhaul.wire.coordinator_messages import Began, Finished, LinkReady, Vote
+from ringhaul.wire.session_messages import Hello, Leave
 
 _COUNT = 300_000
 _MANY = (1, 1000, 70_000, 0, 5)

@@ -147,6 +147,14 @@ class Strategy(enum.Enum):
     RECEIVE_ONLY = "receive_only"
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One content of a shared state."""
+
+    revision: Annotated[int, uint]
+    digest: Annotated[bytes, token]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateReport:
     """What a member holds when it calls `sync_state`."""

@@ -89,7 +89,8 @@ class _Demo:
     def _run_ring(self) -> Story:
         """Train in a ring that loses one peer and gets another."""
         coordinator = self._children.start(
-            COORDINATOR, ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json"]
+            COORDINATOR,
+            ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--new", "--json"],
         )
         address = self._await_address(coordinator)
         begin_at = time.time()

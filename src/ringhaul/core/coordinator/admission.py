@@ -69,7 +69,7 @@ def _skip(run: Run, peer: Peer) -> None:
     assert peer.vote is not None
     index = peer.vote.index
     peer.vote = None
-    _answer(run, peer, index, VoteOutcome.SKIPPED)
+    _answer(run, peer, index, VoteOutcome.SKIPPED, number=run.next_number())
 
 
 def _mismatch(run: Run, group: Group, voter: PeerId, other: PeerId, called: str) -> None:
@@ -116,8 +116,9 @@ def _finish(
     run.vote_reported = False
     for member in run.members():
         member.vote = None
+    number = run.next_number()
     for member in run.members():
-        _answer(run, member, index, outcome, culprits, detail)
+        _answer(run, member, index, outcome, culprits, detail, number=number)
     if outcome is not VoteOutcome.UNCHANGED:
         run.log(f"admit {outcome.value}: {detail}")
 
@@ -129,6 +130,8 @@ def _answer(
     outcome: VoteOutcome,
     culprits: tuple[PeerId, ...] = (),
     detail: str = "",
+    *,
+    number: int,
 ) -> None:
     group = run.group_of(peer)
     result = VoteResult(
@@ -139,6 +142,7 @@ def _answer(
         counts=run.counts(),
         culprits=culprits,
         detail=detail[:1000],
+        number=number,
     )
     run.send(peer, result)
 

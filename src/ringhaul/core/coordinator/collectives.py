@@ -51,7 +51,8 @@ def on_began(run: Run, peer: Peer, message: Began) -> None:
         detail = f"{root}, the root of {message.signature}, was lost before the call"
         give_verdict(run, group, message.key, Outcome.LOST, (root,), detail)
         return
-    if message.state is not None and len(collective.began) == len(group.ring_order):
+    all_began = len(collective.began) == len(group.ring_order)
+    if message.state is not None and all_began and run.recovery is None:
         state_sync.elect(run, group, collective, fail=give_verdict)
 
 
@@ -82,6 +83,10 @@ def on_finished(run: Run, peer: Peer, message: Finished) -> None:
         raise ProtocolError(f"finished {message.key}, which it has not begun")
     if peer.id in collective.finished:
         raise ProtocolError(f"finished {message.key} twice")
+    if collective.elected is None and collective.began[peer.id].state is not None:
+        if run.recovery is not None:
+            return  # what was elected is not known any more: it runs again
+        raise ProtocolError(f"finished {message.key} before anything was elected")
     collective.finished[peer.id] = message.digest
     if len(collective.finished) == len(group.ring_order):
         _complete(run, group, collective)
@@ -152,6 +157,7 @@ def give_verdict(
         counts=run.counts(),
         culprits=culprits,
         detail=detail[:1000],
+        number=run.next_number(),
     )
     for peer_id in group.ring_order:
         run.send(run.peers[peer_id], verdict)

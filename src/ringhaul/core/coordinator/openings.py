@@ -7,19 +7,14 @@ too: it is lost) or by the neighbour's answer to a ping (it lives: the pair is u
 
 from dataclasses import replace
 
-from ringhaul.core.coordinator import collectives
+from ringhaul.core.coordinator import collectives, journal
 from ringhaul.core.coordinator.model import Doubt, Group, Peer, Proposed, Run, Wanted
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.limits import DIAL_FAILURES_MAX, LINK_BREAKS_MAX
 from ringhaul.ring.order import largest_ring, neighbours_of
-from ringhaul.wire.coordinator_messages import (
-    Heartbeat,
-    LinkFailed,
-    LinkReady,
-    Opened,
-    Proposal,
-)
+from ringhaul.wire.coordinator_messages import LinkFailed, LinkReady, Opened, Proposal
+from ringhaul.wire.session_messages import Heartbeat
 
 
 def propose(run: Run, group: Group) -> None:
@@ -48,6 +43,7 @@ def propose(run: Run, group: Group) -> None:
         generation=group.proposed_generation, ring_order=tuple(ring_order), since=run.now
     )
     _send_proposal(run, group, group.proposal)
+    journal.save_group(run, group)
 
 
 def _send_proposal(run: Run, group: Group, proposed: Proposed) -> None:
@@ -87,6 +83,8 @@ def maybe_open(run: Run) -> bool:
     if admitting and all(_is_ready(g) for g in admitting):
         opening += admitting
         run.admit_index = 0
+        run.admissions += 1
+        run.admitted_after = run.decisions
         run.vote_reported = False
         for peer in run.peers.values():
             peer.vote = None
@@ -127,9 +125,13 @@ def _announce(run: Run, group: Group, joined: tuple[PeerId, ...], *, admission: 
         admission=admission,
         joined=joined,
         counts=run.counts(),
+        admissions=run.admissions,
+        admitted_after=run.admitted_after,
+        opened_after=run.decisions,
     )
     for peer_id in group.ring_order:
         run.send(run.peers[peer_id], opened)
+    journal.save_group(run, group)
     run.log(
         f"group {group.number}: generation {group.generation} opened by "
         f"{'admission' if admission else 'repair'}: {' -> '.join(group.ring_order)}"

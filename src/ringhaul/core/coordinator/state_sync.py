@@ -6,6 +6,7 @@ Decides what is elected and who asks whom. It never sees the state itself.
 from collections import Counter
 from typing import Protocol
 
+from ringhaul.core.coordinator import journal
 from ringhaul.core.coordinator.model import Collective, Group, Run
 from ringhaul.ids import OpKey, PeerId
 from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
@@ -131,3 +132,4 @@ def commit(run: Run, group: Group, collective: Collective) -> None:
     group.state = collective.elected
     for peer_id in collective.finished:
         run.peers[peer_id].holds_state = True
+    journal.save_group(run, group)

@@ -31,21 +31,16 @@ from ringhaul.errors import InvariantError, ProtocolError
 from ringhaul.ids import LinkId
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
-    Evicted,
-    Goodbye,
-    Heartbeat,
     Opened,
     Outcome,
     Proposal,
-    Refused,
-    Resumed,
     StillWaiting,
     SyncPlan,
     Verdict,
     VoteOutcome,
     VoteResult,
-    Welcome,
 )
+from ringhaul.wire.session_messages import Evicted, Goodbye, Heartbeat, Refused, Resumed, Welcome
 
 __all__ = ["Peer", "PeerOptions"]
 
@@ -102,7 +97,7 @@ class Peer:
         yield from control.timers(state)
         if state.phase is Phase.MEMBER:
             yield from collective.timers(state)
-            if state.admit is not None and state.admit.gave_up is None:
+            if state.admit is not None and state.admit.asked is None:
                 yield state.admit.deadline_at, _on_admit_timeout
 
     def _on_runner(
@@ -158,6 +153,8 @@ class Peer:
             ):
                 raise ProtocolError("a coordinator of another run, or an older one, answers")
             if state.session.take(envelope):
+                if state.phase is not Phase.STRANGER:
+                    state.incarnation = envelope.incarnation
                 self._on_message(envelope)
         except ProtocolError as error:
             state.effects.append(Close(link, str(error)))

@@ -1,7 +1,7 @@
 """What a peer knows: facts only, and how it speaks to the coordinator. Decides nothing."""
 
 import enum
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
 from ringhaul import limits
@@ -12,14 +12,16 @@ from ringhaul.errors import RinghaulError
 from ringhaul.ids import NO_GENERATION, CallId, Generation, LinkId, OpKey, PeerId, Rank
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
+    GiveUp,
+    GiveUpVote,
+    Opened,
     Proposal,
     Verdict,
     Vote,
-    VoteOutcome,
     VoteResult,
 )
 from ringhaul.wire.message import Message
-from ringhaul.wire.records import Address, Counts
+from ringhaul.wire.records import Address, Content, Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,11 @@ class Call:
     attempt: Generation | None = None
     attempts: int = 0
     is_finished: bool = False
+    #: Of the result, once it is finished.
+    digest: bytes | None = None
     gave_up: bool = False
-    sync_planned: bool = False
+    #: What `sync_state` elected; None until the plan is here.
+    elected: Content | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,8 +78,9 @@ class Admit:
     deadline_at: float
     #: As it was sent last; None if the result was here before.
     vote: Vote | None = None
-    #: The error that the caller gets if the coordinator lets it go alone.
-    gave_up: tuple[VoteOutcome, str] | None = None
+    #: What was asked of the coordinator when the caller could not wait; it is also the error
+    #: that the caller gets if the coordinator lets it go alone.
+    asked: GiveUpVote | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,6 +123,17 @@ class State:
         self.proposal: Proposal | None = None
         #: Broken links that were reported: generation, neighbour, refused.
         self.broken: set[tuple[Generation, PeerId, bool]] = set()
+        # for a coordinator that is started again
+        #: How the open generation was opened.
+        self.opened: Opened | None = None
+        self.admitted_generation = NO_GENERATION
+        #: Decisions that others may not have yet.
+        self.decisions: deque[Verdict | VoteResult] = deque()
+        self.last_number = 0
+        #: What all members last committed to in `sync_state`.
+        self.committed: Content | None = None
+        #: Requests to end an operation that have no verdict yet.
+        self.given_up: dict[OpKey, GiveUp] = {}
         # since the last admission
         self.call_count = 0
         self.ordinals: Counter[str | None] = Counter()
