@@ -33,6 +33,16 @@ DECISIONS_KEPT_MAX = 65_536
 #: acknowledge so many is gone in all but name.
 UNACKNOWLEDGED_MAX = 100_000
 
+#: A status report fits into a frame even if all texts are long and of four bytes a character:
+#: peers, groups and operations that it describes, ...
+STATUS_PEERS_MAX = 512
+STATUS_GROUPS_MAX = 64
+STATUS_OPERATIONS_MAX = 32
+#: ... peers it names per operation, characters of a text, and events the coordinator keeps.
+STATUS_NAMES_MAX = 16
+STATUS_TEXT_MAX = 160
+STATUS_EVENTS_MAX = 64
+
 # -- Time -----------------------------------------------------------------------------------
 
 HEARTBEAT_INTERVAL_S = 1.0
@@ -108,7 +118,8 @@ LINK_STALLED_S = 10.0
 LINK_RATE_MIN = 1024
 #: Grants and acknowledgements that wait for a sender that does not read them.
 REPLIES_BYTES_MAX = 1 << 20
-#: A link that broke so often since the last admission counts as unusable.
+#: A link that broke so often, without an operation committed over it in between, counts as
+#: unusable until the next admission.
 LINK_BREAKS_MAX = 3
 #: The same, if it failed when it was dialled: once may be a lost packet or a busy machine.
 DIAL_FAILURES_MAX = 2

@@ -17,7 +17,7 @@ from ringhaul.wire.codec import Envelope, decode, encode
 from ringhaul.wire.coordinator_messages import Finished
 from ringhaul.wire.message import MESSAGES, Message
 from ringhaul.wire.records import Address, addresses
-from ringhaul.wire.session_messages import Goodbye, Hello, Refused
+from ringhaul.wire.session_messages import Hello, Refused, Resumed
 
 MUTANTS = 10_000
 MADE_PER_CLASS = 50
@@ -181,7 +181,7 @@ def test_text_that_is_not_unicode_is_not_encoded() -> None:
 @pytest.mark.parametrize("size", [0, 15, 17])
 def test_a_run_id_and_a_digest_have_16_bytes(size: int) -> None:
     with pytest.raises(WireError, match="16 bytes"):
-        decode(msgpack.packb([Goodbye.KIND, bytes(size), 0, 0, 0]))
+        decode(msgpack.packb([Resumed.KIND, bytes(size), 0, 0, 0, False]))
     with pytest.raises(WireError, match="digest: not 16 bytes"):
         decode(msgpack.packb([Finished.KIND, bytes(16), 0, 0, 0, 1, [None, 0], bytes(size)]))
 

@@ -64,6 +64,8 @@ class Neighbours:
         self._wanted = 1
         self._address: Address | None = None
         self._links_made = 0
+        #: The link to the next rank as it was measured last: its number, bytes sent, and when.
+        self._measured = (0, 0, 0.0)
 
     # -- who this peer is -----------------------------------------------------------------------
 
@@ -223,6 +225,17 @@ class Neighbours:
             return None
         infos = [info for s in self.outgoing.streams if (info := s.sock.tcp_info())]
         return sum(info.delivery_bytes_per_s for info in infos) or None
+
+    def measure_sent(self, now: float) -> int | None:
+        """Payload bytes/s sent to the next rank since the last look; None without a link."""
+        link = self.outgoing
+        if link is None:
+            return None
+        number, sent_bytes, since = self._measured
+        self._measured = link.number, link.sent_bytes, now
+        if number != link.number or now <= since:
+            return None
+        return int((link.sent_bytes - sent_bytes) / (now - since))
 
     # -- from the previous rank -----------------------------------------------------------------
 

@@ -51,6 +51,7 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
         arrival=run.arrivals,
         link=link,
         heard_at=run.now,
+        since=run.now,
     )
     run.peers[peer_id] = peer
     run.links[link] = (host, peer_id)
@@ -118,6 +119,8 @@ def on_heartbeat(run: Run, peer: Peer, message: Heartbeat) -> None:
     if message.pong > peer.pinged:
         raise ProtocolError("answers a ping that was not sent")
     peer.ponged = max(peer.ponged, message.pong)
+    if not message.pong:  # those that nobody asked for
+        peer.outgoing_bytes_per_s = message.outgoing_bytes_per_s
     if message.ping:
         run.send_unnumbered(peer, Heartbeat(pong=message.ping))
 

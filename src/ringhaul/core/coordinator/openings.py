@@ -89,6 +89,9 @@ def maybe_open(run: Run) -> bool:
         for peer in run.peers.values():
             peer.vote = None
     joined = {g.number: _install(g) for g in opening}
+    for peer_ids in joined.values():
+        for peer_id in peer_ids:
+            run.peers[peer_id].since = run.now
     for group in opening:
         _announce(run, group, joined[group.number], admission=group in admitting)
     return bool(opening)
