@@ -22,11 +22,7 @@ from ringhaul.wire.framing import LENGTH_BYTES, frame
 from ringhaul.wire.message import Message
 from ringhaul.wire.peer_messages import StreamChosen, StreamHello, StreamRefused, StreamWelcome
 from ringhaul.wire.records import Address, Ticket
-<<<<<<< HEAD
 from ringhaul.wire.session_messages import Heartbeat, Hello, Resume, Welcome
-=======
-from ringhaul.wire.session_messages import Heartbeat, Hello, Resume, Resumed, Welcome
->>>>>>> main
 
 PATIENCE_S = 30.0
 M = TypeVar("M", bound=Message)
@@ -194,11 +190,7 @@ class Liar:
             peer=PeerId(peer),
             secret=secret,
             group=0,
-<<<<<<< HEAD
             addresses=self._addresses(),
-=======
-            addresses=(Address(*self._listener.getsockname()),),
->>>>>>> main
             min_world_size=1,
         )
         run_id, incarnation = self.head.run_id, self.head.incarnation
