@@ -20,6 +20,8 @@ TAG_LENGTH_MAX = 200
 ADDRESSES_MAX = 16
 #: Arrays in one shared state: only their digest travels, this bounds what users may pass.
 STATE_ENTRIES_MAX = 100_000
+#: Of a coordinator, in milliseconds of its start; whoever names a higher one poisons the run.
+INCARNATION_MAX = 1 << 53
 #: Operations one group may have open at once (DESIGN: windows of 8 are usual).
 OPEN_OPERATIONS_MAX = 10_000
 #: Verdicts the coordinator and a peer remember, for who comes to a key later.
