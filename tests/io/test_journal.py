@@ -118,7 +118,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         Journal.open(tmp_path)
 
 
-@pytest.mark.parametrize("facts", [b"\xc1", b"\x90", b"\x96\x01\x02\x03\x04\x05\x06", "text"])
+@pytest.mark.parametrize("facts", ["text", "[]", "[1, 2, 3, 4, 5, 6]", b"\xc1"])
 def test_a_row_that_no_coordinator_wrote_is_refused(path: Path, facts: object) -> None:
     journal = Journal.open(path)
     journal.begin(RUN, SECRET)

@@ -1,4 +1,4 @@
-"""The command line: `ringhaul coordinator`, `ringhaul demo`, `ringhaul bench`."""
+"""The command line: `ringhaul coordinator`, and what the other rooms of `cli` offer."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,9 @@ import trio
 import typer
 
 from ringhaul.cli.bench.command import bench_command
+from ringhaul.cli.churn.command import churn_command
 from ringhaul.cli.demo.command import demo_command
+from ringhaul.cli.status.command import status_command
 from ringhaul.errors import JournalError
 from ringhaul.io.address import parse_address
 from ringhaul.io.coordinator_server import serve_coordinator
@@ -27,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("demo")(demo_command)
+app.command("churn")(churn_command)
+app.command("status")(status_command)
 app.command("bench")(bench_command)
 
 #: The address could not be listened on.

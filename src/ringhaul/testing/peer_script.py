@@ -100,13 +100,20 @@ class PeerScript:
             )
         )
 
-    def verdict(self, outcome: Outcome, *, generation: int = 1, ordinal: int = 0) -> list[Effect]:
+    def verdict(
+        self,
+        outcome: Outcome,
+        *,
+        generation: int = 1,
+        ordinal: int = 0,
+        ring_order: tuple[PeerId, ...] = (ME, OTHER),
+    ) -> list[Effect]:
         return self.hear(
             Verdict(
                 generation=Generation(generation),
                 key=OpKey(None, ordinal),
                 outcome=outcome,
-                ring_order=(ME, OTHER),
+                ring_order=ring_order,
                 counts=COUNTS,
                 culprits=(OTHER,),
                 detail="the detail",

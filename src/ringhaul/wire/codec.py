@@ -10,11 +10,12 @@ import msgpack
 
 from ringhaul.errors import WireError
 from ringhaul.limits import FRAME_BYTES_MAX
-from ringhaul.wire import coordinator_messages, peer_messages, session_messages
+from ringhaul.wire import coordinator_messages, peer_messages, session_messages, status_messages
 from ringhaul.wire.fields import blob, read_record, shown, uint, write_value
 from ringhaul.wire.message import MESSAGES, Message
 
-_ROOMS = (coordinator_messages, peer_messages, session_messages)  # registers their messages
+#: Importing them registers their messages.
+_ROOMS = (coordinator_messages, peer_messages, session_messages, status_messages)
 _HEAD_LENGTH = 5
 #: First on a connection, and their first field is the version.
 _OPENING_KINDS = {
@@ -24,6 +25,7 @@ _OPENING_KINDS = {
         session_messages.Resume,
         peer_messages.StreamHello,
         peer_messages.StateRequest,
+        status_messages.StatusRequest,
     )
 }
 _read_run_id = blob(16)

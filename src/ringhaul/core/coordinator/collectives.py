@@ -108,7 +108,20 @@ def _complete(run: Run, group: Group, collective: Collective) -> None:
         return
     if collective.elected is not None:
         state_sync.commit(run, group, collective)
+    if _used_all_links(group, collective):
+        group.breaks.clear()
     give_verdict(run, group, collective.key, Outcome.COMMITTED)
+
+
+def _used_all_links(group: Group, collective: Collective) -> bool:
+    """Has data gone from each rank to the next? Then their links are worth keeping."""
+    signature = next(iter(collective.began.values())).signature
+    is_round = signature.kind in (
+        CollectiveKind.ALL_REDUCE,
+        CollectiveKind.REDUCE_SCATTER,
+        CollectiveKind.ALL_GATHER,
+    )
+    return is_round and signature.element_count >= len(group.ring_order)
 
 
 def on_give_up(run: Run, peer: Peer, message: GiveUp) -> None:

@@ -11,7 +11,15 @@ from functools import partial
 from typing import assert_never
 
 from ringhaul.core.clock import RunningClock
-from ringhaul.core.coordinator import admission, collectives, journal, members, openings, recovery
+from ringhaul.core.coordinator import (
+    admission,
+    collectives,
+    journal,
+    members,
+    openings,
+    recovery,
+    status,
+)
 from ringhaul.core.coordinator.journal import Memory
 from ringhaul.core.coordinator.model import Effect, Options, Peer, Run, Wanted
 from ringhaul.core.steps import LinkLost, Received, Tick
@@ -30,6 +38,7 @@ from ringhaul.wire.coordinator_messages import (
 )
 from ringhaul.wire.message import Message
 from ringhaul.wire.session_messages import Heartbeat, Hello, Leave, Resume
+from ringhaul.wire.status_messages import StatusRequest
 
 __all__ = ["Coordinator", "LinkAccepted", "Memory", "Options"]
 
@@ -99,6 +108,8 @@ class Coordinator:
         run = self.run
         run.now = self._clock.advance(now, run.options.heartbeat_interval_s)
         run.effects = []
+        if run.started_at is None:
+            run.started_at = run.now
         if self._waits_for_members:
             self._waits_for_members = False
             recovery.begin(run, has_journal=self._has_journal)
@@ -170,7 +181,8 @@ class Coordinator:
             return
         peer = run.peers[peer_id]
         try:
-            if envelope.run_id != run.run_id or envelope.incarnation > run.incarnation:
+            is_ours = run.first_incarnation <= envelope.incarnation <= run.incarnation
+            if envelope.run_id != run.run_id or not is_ours:
                 raise ProtocolError("its message is of another run or incarnation")
             is_new = peer.session.take(envelope)
             peer.heard_at = run.now
@@ -208,6 +220,9 @@ class Coordinator:
                     peer = self.run.peers[resume.peer]
                     members.refuse(self.run, link, f"cannot resume: {error}")
                     self._on_breach(peer, f"it broke the protocol: {error}")
+            case StatusRequest():
+                self.run.send_to_stranger(link, status.report(self.run))
+                self.run.close(link, "the status was told")
             case other:
                 members.refuse(self.run, link, f"{type(other).__name__} before hello")
 

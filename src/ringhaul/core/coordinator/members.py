@@ -10,7 +10,7 @@ from ringhaul.core.coordinator.model import Group, Peer, Run, Wanted
 from ringhaul.core.session import Session
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import LinkId, PeerId
-from ringhaul.limits import ADDRESSES_MAX, PEERS_MAX
+from ringhaul.limits import ADDRESSES_MAX, PEERS_MAX, RUN_PEERS_MAX
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Report
 from ringhaul.wire.records import Address
@@ -32,6 +32,9 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
     if members >= PEERS_MAX:
         refuse(run, link, f"group {message.group} has {PEERS_MAX} peers, no more are taken")
         return
+    if len(run.peers) >= RUN_PEERS_MAX:
+        refuse(run, link, f"this run has {RUN_PEERS_MAX} peers, no more are taken")
+        return
     run.arrivals += 1
     suffix = run.token("peer", run.arrivals, size=3).hex()
     peer_id = PeerId(f"{message.name or 'peer'}-{suffix}")
@@ -48,6 +51,7 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
         arrival=run.arrivals,
         link=link,
         heard_at=run.now,
+        since=run.now,
     )
     run.peers[peer_id] = peer
     run.links[link] = (host, peer_id)
@@ -115,6 +119,8 @@ def on_heartbeat(run: Run, peer: Peer, message: Heartbeat) -> None:
     if message.pong > peer.pinged:
         raise ProtocolError("answers a ping that was not sent")
     peer.ponged = max(peer.ponged, message.pong)
+    if not message.pong:  # those that nobody asked for
+        peer.outgoing_bytes_per_s = message.outgoing_bytes_per_s
     if message.ping:
         run.send_unnumbered(peer, Heartbeat(pong=message.ping))
 

@@ -2,7 +2,7 @@
 
 import enum
 import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from ringhaul import limits
@@ -97,6 +97,9 @@ class Peer:
     voted_at: float = 0.0
     pinged: int = 0
     ponged: int = 0
+    #: When it came, or became a member.
+    since: float = 0.0
+    outgoing_bytes_per_s: int | None = None
     #: Took part in a committed `sync_state` of this run: holds the shared state.
     holds_state: bool = False
     #: Its session is from before this coordinator was started: its next `Resume` begins a new
@@ -208,6 +211,8 @@ class Run:
         assert incarnation > 0
         self.run_id = run_id
         self.incarnation = incarnation
+        #: Of this start; it rises if a peer has heard of a later one.
+        self.first_incarnation = incarnation
         self.options = options
         self.now = 0.0
         self.effects: list[Effect] = []
@@ -229,6 +234,9 @@ class Run:
         self.vote_reported = False
         #: Peers to be removed before this step ends, and why.
         self.condemned: list[tuple[PeerId, str]] = []
+        #: The important ones of what was logged, and when; for `ringhaul status`.
+        self.events: deque[tuple[float, str]] = deque(maxlen=limits.STATUS_EVENTS_MAX)
+        self.started_at: float | None = None
         self._secret = secret
 
     # -- speaking -----------------------------------------------------------------------------
@@ -236,6 +244,8 @@ class Run:
     def log(self, text: str, *, important: bool = True) -> None:
         """Tell the operator."""
         self.effects.append(Log(text, important))
+        if important:
+            self.events.append((self.now, text))
 
     def send(self, peer: Peer, message: Message) -> None:
         """Send a message of the session; kept and sent again if the connection breaks."""

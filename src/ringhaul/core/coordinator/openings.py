@@ -12,7 +12,7 @@ from ringhaul.core.coordinator.model import Doubt, Group, Peer, Proposed, Run, W
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.limits import DIAL_FAILURES_MAX, LINK_BREAKS_MAX
-from ringhaul.ring.order import largest_ring
+from ringhaul.ring.order import largest_ring, neighbours_of
 from ringhaul.wire.coordinator_messages import LinkFailed, LinkReady, Opened, Proposal
 from ringhaul.wire.session_messages import Heartbeat
 
@@ -89,6 +89,9 @@ def maybe_open(run: Run) -> bool:
         for peer in run.peers.values():
             peer.vote = None
     joined = {g.number: _install(g) for g in opening}
+    for peer_ids in joined.values():
+        for peer_id in peer_ids:
+            run.peers[peer_id].since = run.now
     for group in opening:
         _announce(run, group, joined[group.number], admission=group in admitting)
     return bool(opening)
@@ -152,6 +155,8 @@ def on_link_failed(run: Run, peer: Peer, message: LinkFailed) -> None:
         raise ProtocolError("reports a link of a ring it is not in")
     if message.neighbour not in ring:
         return  # lost already
+    if message.neighbour not in neighbours_of(ring, peer.id):
+        raise ProtocolError(f"reports a link with {message.neighbour}, which is no neighbour")
     accused = run.peers[message.neighbour]
     for known in group.doubts:
         if known.reporter == peer.id and known.accused == accused.id:

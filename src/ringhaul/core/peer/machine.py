@@ -22,6 +22,7 @@ from ringhaul.core.peer.steps import (
     Effect,
     Event,
     LinkBroken,
+    LinkMeasured,
     LinkUp,
     Started,
     TransferDone,
@@ -112,6 +113,7 @@ class Peer:
         | CloseCalled
         | LinkUp
         | LinkBroken
+        | LinkMeasured
         | TransferDone,
     ) -> None:
         state = self.state
@@ -139,6 +141,8 @@ class Peer:
                 membership.on_link_up(state, event)
             case LinkBroken():
                 membership.on_link_broken(state, event)
+            case LinkMeasured():
+                state.outgoing_bytes_per_s = event.outgoing_bytes_per_s
             case TransferDone():
                 collective.on_transfer_done(state, event)
             case _:
@@ -202,6 +206,8 @@ class Peer:
         proposed = self.state.proposal
         if proposed is None or proposed.generation != message.generation:
             raise ProtocolError(f"generation {message.generation} opened, but was not proposed")
+        if proposed.ring_order != message.ring_order:
+            raise ProtocolError(f"generation {message.generation} opened with another ring")
         membership.on_opened(self.state, message)
 
     def _check(self, *, ticked: bool) -> None:

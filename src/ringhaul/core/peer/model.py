@@ -115,6 +115,7 @@ class State:
         self.redial_at: float | None = None
         self.heartbeat_at = 0.0
         self.heartbeat_interval_s = limits.HEARTBEAT_INTERVAL_S
+        self.outgoing_bytes_per_s: int | None = None
         self.last_reason = "no attempt was made"
         self.started_at = 0.0
         self.leave_by = 0.0
@@ -166,7 +167,13 @@ class State:
         counts: Counts,
         joined: tuple[PeerId, ...] = (),
     ) -> View:
-        """What the caller shall see after the call that this ends. Made when it is heard."""
+        """What the caller shall see after the call that this ends. Made when it is heard.
+
+        A generation has one ring: while a lost member is not replaced yet, the coordinator
+        names who is left of it, which a caller must not see before the next generation.
+        """
+        if generation == self.generation:
+            ring_order = self.ring_order
         self.view_count += 1
         return View(
             generation=generation,
