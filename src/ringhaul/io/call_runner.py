@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import trio
 
+from ringhaul import compiled
 from ringhaul.core.peer import steps
 from ringhaul.core.peer.steps import Event
 from ringhaul.errors import ClosedError
@@ -22,11 +23,15 @@ from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
 from ringhaul.quant import RAW, Codec, ErrorFeedback, SegmentCoder
+from ringhaul.ring.casts import BFLOAT16, FLOAT16
 from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
 from ringhaul.wire.records import StateReport
 
 CoderKey = tuple[Codec, ReduceOp, np.dtype[Any], int]
 _CODERS_MAX = 16
+_NARROW = (FLOAT16, BFLOAT16)
+#: Calls of less are quick enough without compiled kernels, which take their seconds to be made.
+_COMPILED_BYTES_MIN = 1 << 20
 
 
 class CallRunner:
@@ -132,6 +137,9 @@ class CallRunner:
             "result": call.result_memory(begin.world_size, self._buffers),
             "root": begin.root,
         }
+        is_coded = isinstance(call, ReduceCall) and call.codec is not RAW
+        if call.own.nbytes >= _COMPILED_BYTES_MIN and (is_coded or call.own.dtype in _NARROW):
+            compiled.start()
         if isinstance(call, ReduceCall) and call.codec is not RAW:
             feedback = None
             if isinstance(call.codec, ErrorFeedback):

@@ -13,6 +13,7 @@ from ringhaul.errors import WireError
 from ringhaul.ids import ReduceOp
 from ringhaul.quant.base import (
     BATCH_ELEMENTS,
+    AddingCoder,
     Bytes,
     Codec,
     Coder,
@@ -66,6 +67,9 @@ class SegmentCoder:
         self.compressor: Compressor | None = None
         self._words = {Phase.REDUCE_SCATTER: 1, Phase.ALL_GATHER: 1}
         self._partial_coder = codec.make_coder(self._wide)
+        self._adding_coder: AddingCoder | None = None
+        if self._kernel.plain_ufunc is np.add and isinstance(self._partial_coder, AddingCoder):
+            self._adding_coder = self._partial_coder
         self._final_dtype = self._wide if codec.is_lossy else self._kernel.dtype
         self._final_coder = self._partial_coder
         if self._final_dtype != self._wide:
@@ -209,8 +213,9 @@ class SegmentCoder:
         plain = self._unpack(Phase.REDUCE_SCATTER, own.size, data)
         with quiet_arithmetic():
             for _, batch, place in self._batches(Phase.REDUCE_SCATTER, own.size):
-                self._partial_coder.decode(plain[place], out[batch])
-                self._kernel.combine(out[batch], own[batch], out[batch])
+                if not self._decode_add_batch(plain[place], own[batch], out[batch]):
+                    self._partial_coder.decode(plain[place], out[batch])
+                    self._kernel.combine(out[batch], own[batch], out[batch])
 
     # -- One batch ----------------------------------------------------------------------------
 
@@ -239,12 +244,19 @@ class SegmentCoder:
         self, data: Bytes, own: Values, batch: slice, residual: Residual | None
     ) -> Values:
         partial = self._partial[: batch.stop - batch.start]
+        if residual is None and self._decode_add_batch(data, own[batch], partial):
+            return partial
         self._partial_coder.decode(data, partial)
         if residual is not None:
             np.add(partial, self._own_values(own, batch, residual), out=partial)
         else:
             self._kernel.combine(partial, own[batch], partial)
         return partial
+
+    def _decode_add_batch(self, data: Bytes, own: Values, out: Values) -> bool:
+        """Decode and add in one, where that is possible."""
+        adding = self._adding_coder
+        return adding is not None and adding.decode_add(data, own, out)
 
     def _encode_batch(
         self,

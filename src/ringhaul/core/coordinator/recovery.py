@@ -57,6 +57,7 @@ def on_resume(run: Run, recovery: Recovery, envelope: Envelope, message: Resume)
     """A peer is back, perhaps one that we do not know: the first one names the run."""
     if not recovery.is_identified and any(envelope.run_id):
         run.run_id = envelope.run_id
+        recovery.since = recovery.look_at = run.now  # the others get their time from now on
         _identify(run, recovery)
         journal.save_run(run)
         run.log(f"{message.peer} continues the run {run.run_id.hex()[:8]}")
