@@ -174,13 +174,15 @@ def test_a_member_that_asks_on_its_session_breaks_the_protocol(script: Script) -
 
 
 def test_more_than_a_report_may_hold_is_left_out_and_counted(script: Script) -> None:
-    for number in range(limits.STATUS_PEERS_MAX + 3):
-        script.connect(f"p{number}", group=number, min_world_size=2)
+    for number in range(limits.STATUS_PEERS_MAX):
+        script.connect(f"p{number}", group=0, min_world_size=limits.PEERS_MAX)
+    for number in range(limits.STATUS_GROUPS_MAX):
+        script.connect(f"g{number}", group=1 + number, min_world_size=2)
 
     report = ask(script)
 
-    assert report.peer_count == limits.STATUS_PEERS_MAX + 3
-    assert report.group_count == limits.STATUS_PEERS_MAX + 3
+    assert report.peer_count == limits.STATUS_PEERS_MAX + limits.STATUS_GROUPS_MAX
+    assert report.group_count == limits.STATUS_GROUPS_MAX + 1
     assert len(report.peers) == limits.STATUS_PEERS_MAX
     assert len(report.groups) == limits.STATUS_GROUPS_MAX
     decode(encode(Envelope(message=report)))
