@@ -33,7 +33,8 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
         refuse(run, link, f"group {message.group} has {PEERS_MAX} peers, no more are taken")
         return
     run.arrivals += 1
-    suffix = run.token("peer", run.arrivals, size=3).hex()
+    # peers that came after the last saved one are forgotten with their start, their ids are not
+    suffix = run.token("peer", run.incarnation, run.arrivals, size=3).hex()
     peer_id = PeerId(f"{message.name or 'peer'}-{suffix}")
     if peer_id in run.peers:
         peer_id = PeerId(f"{peer_id}{run.arrivals}")
