@@ -10,6 +10,8 @@ DEFAULT_PORT = 48148
 FRAME_BYTES_MAX = 1 << 20
 #: Members of one group. The ring order of one proposal has to fit into a frame.
 PEERS_MAX = 1024
+#: Peers of all groups together, pending ones too: whoever says a valid hello is one.
+RUN_PEERS_MAX = 4 * PEERS_MAX
 #: Names, tags, reasons. Long enough for a sentence, short enough to be logged.
 TEXT_LENGTH_MAX = 1000
 NAME_LENGTH_MAX = 64
@@ -87,6 +89,8 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
+#: A segment counts as so many at least: one of a byte needs as much beside its payload.
+EAGER_SEGMENT_BYTES = 512
 #: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
 #: loopback: 2-4 best), ...
 STREAMS_SHORT_PATH = 2
@@ -117,8 +121,13 @@ REPLIES_BYTES_MAX = 1 << 20
 LINK_BREAKS_MAX = 3
 #: The same, if it failed when it was dialled: once may be a lost packet or a busy machine.
 DIAL_FAILURES_MAX = 2
-#: Connections a listener holds before they have proved anything.
+#: Connections a listener holds before they have proved anything. If more come, the oldest of
+#: the host that has most of them goes: strangers keep no honest peer out.
 UNPROVED_CONNECTIONS_MAX = 256
+#: Connections that the kernel keeps until they are accepted: a burst of strangers fits in.
+ACCEPT_BACKLOG = 1024
+#: Random numbers that the two ends of a data stream have to answer.
+CHALLENGE_BYTES = 16
 #: Steps the search for a ring around unusable pairs may take.
 RING_SEARCH_STEPS_MAX = 20_000
 #: One read or write of a state transfer.

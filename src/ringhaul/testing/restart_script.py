@@ -87,7 +87,10 @@ class Again(Script):
         if seq is None:
             self.seqs[name] += 1
             seq = self.seqs[name]
-        envelope = Envelope(message=message, run_id=OLD_RUN, incarnation=5, seq=seq, ack=ack)
+        incarnation = 5 if isinstance(message, Resume) else self.coordinator.run.incarnation
+        envelope = Envelope(
+            message=message, run_id=OLD_RUN, incarnation=incarnation, seq=seq, ack=ack
+        )
         self.step(Received(self.links[name], envelope))
 
     def back(self, name: str, *messages: Message, report: Report = REPORT) -> None:

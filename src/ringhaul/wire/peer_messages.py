@@ -22,7 +22,8 @@ class StreamHello(Message):
     version: Annotated[int, uint]
     dialler: Annotated[PeerId, peer_id]
     acceptor: Annotated[PeerId, peer_id]
-    token: Annotated[bytes, token]
+    #: A random number that the acceptor has to answer.
+    challenge: Annotated[bytes, token]
     stream_index: Annotated[int, uint_up_to(STREAMS_MAX - 1)]
     stream_count: Annotated[int, uint_up_to(STREAMS_MAX)]
     #: Counts the links a dialler has made; streams of one link have the same number.
@@ -38,9 +39,12 @@ class StreamHello(Message):
 @message(kind=41)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamWelcome(Message):
-    """Accepting peer -> dialling peer: it is the one that was meant; data may flow."""
+    """Accepting peer -> dialling peer: it is the one that was meant."""
 
+    #: `Ticket.proof_for` the dialler's challenge.
     proof: Annotated[bytes, token]
+    #: A random number that the dialler has to answer.
+    challenge: Annotated[bytes, token]
 
 
 @message(kind=42)
@@ -58,6 +62,9 @@ class StreamChosen(Message):
 
     Segments follow. A connection that is not chosen is closed by the dialler.
     """
+
+    #: `Ticket.token_for` the acceptor's challenge.
+    answer: Annotated[bytes, token]
 
 
 @message(kind=43)

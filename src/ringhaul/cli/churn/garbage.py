@@ -72,7 +72,7 @@ def make(kind: str, dice: random.Random, peer_id: str) -> bytes:
                 version=limits.PROTOCOL_VERSION,
                 dialler=PeerId("nobody-000000"),
                 acceptor=PeerId(peer_id),
-                token=token,
+                challenge=token,
                 stream_index=0,
                 stream_count=1,
                 link_number=1,

@@ -181,7 +181,8 @@ class Coordinator:
             return
         peer = run.peers[peer_id]
         try:
-            if envelope.run_id != run.run_id or envelope.incarnation > run.incarnation:
+            is_ours = run.first_incarnation <= envelope.incarnation <= run.incarnation
+            if envelope.run_id != run.run_id or not is_ours:
                 raise ProtocolError("its message is of another run or incarnation")
             is_new = peer.session.take(envelope)
             peer.heard_at = run.now

@@ -10,7 +10,7 @@ from ringhaul.core.coordinator.model import Group, Peer, Run, Wanted
 from ringhaul.core.session import Session
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import LinkId, PeerId
-from ringhaul.limits import ADDRESSES_MAX, PEERS_MAX
+from ringhaul.limits import ADDRESSES_MAX, PEERS_MAX, RUN_PEERS_MAX
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Report
 from ringhaul.wire.records import Address
@@ -31,6 +31,9 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
     members = sum(1 for peer in run.peers.values() if peer.group == message.group)
     if members >= PEERS_MAX:
         refuse(run, link, f"group {message.group} has {PEERS_MAX} peers, no more are taken")
+        return
+    if len(run.peers) >= RUN_PEERS_MAX:
+        refuse(run, link, f"this run has {RUN_PEERS_MAX} peers, no more are taken")
         return
     run.arrivals += 1
     # peers that came after the last saved one are forgotten with their start, their ids are not

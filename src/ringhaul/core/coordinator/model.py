@@ -208,6 +208,8 @@ class Run:
         assert incarnation > 0
         self.run_id = run_id
         self.incarnation = incarnation
+        #: Of this start; it rises if a peer has heard of a later one.
+        self.first_incarnation = incarnation
         self.options = options
         self.now = 0.0
         self.effects: list[Effect] = []

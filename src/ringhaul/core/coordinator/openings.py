@@ -12,7 +12,7 @@ from ringhaul.core.coordinator.model import Doubt, Group, Peer, Proposed, Run, W
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.limits import DIAL_FAILURES_MAX, LINK_BREAKS_MAX
-from ringhaul.ring.order import largest_ring
+from ringhaul.ring.order import largest_ring, neighbours_of
 from ringhaul.wire.coordinator_messages import LinkFailed, LinkReady, Opened, Proposal
 from ringhaul.wire.session_messages import Heartbeat
 
@@ -160,6 +160,8 @@ def on_link_failed(run: Run, peer: Peer, message: LinkFailed) -> None:
         raise ProtocolError("reports a link of a ring it is not in")
     if message.neighbour not in ring:
         return  # lost already
+    if message.neighbour not in neighbours_of(ring, peer.id):
+        raise ProtocolError(f"reports a link with {message.neighbour}, which is no neighbour")
     accused = run.peers[message.neighbour]
     for known in group.doubts:
         if known.reporter == peer.id and known.accused == accused.id:

@@ -209,6 +209,8 @@ class Peer:
         proposed = self.state.proposal
         if proposed is None or proposed.generation != message.generation:
             raise ProtocolError(f"generation {message.generation} opened, but was not proposed")
+        if proposed.ring_order != message.ring_order:
+            raise ProtocolError(f"generation {message.generation} opened with another ring")
         membership.on_opened(self.state, message)
 
     def _check(self, *, ticked: bool) -> None:

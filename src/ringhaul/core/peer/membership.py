@@ -21,6 +21,7 @@ from ringhaul.core.peer.steps import (
     View,
 )
 from ringhaul.errors import CallTimeout, CollectiveAborted, MismatchError, RinghaulError
+from ringhaul.ring.order import neighbours_of
 from ringhaul.wire.coordinator_messages import (
     GiveUpVote,
     LinkFailed,
@@ -59,8 +60,10 @@ def on_link_broken(state: State, event: LinkBroken) -> None:
     ring_order = state.ring_order
     if state.proposal is not None:
         generation, ring_order = state.proposal.generation, state.proposal.ring_order
-    if event.neighbour not in ring_order:
-        return
+    if state.peer_id not in ring_order or event.neighbour not in neighbours_of(
+        ring_order, state.peer_id
+    ):
+        return  # it was one in an older ring
     known = {(generation, event.neighbour, refused) for refused in (event.refused, True)}
     if known & state.broken:
         return  # but a refusal after a mere reset is news: a second witness
