@@ -162,7 +162,7 @@ class VoteResult(Message):
     outcome: Annotated[VoteOutcome, one_of(VoteOutcome)]
     generation: Annotated[Generation, uint]
     ring_order: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
 
@@ -238,7 +238,7 @@ class Opened(Message):
     #: By an admission: operations are counted from 0 again.
     admission: Annotated[bool, boolean]
     joined: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
 
     def problem(self) -> str | None:
         """Generation 0 is before the first; a ring names each peer once."""
@@ -283,7 +283,7 @@ class Began(Message):
     key: Annotated[OpKey, op_key]
     #: Position among all collectives of this member since the last admission.
     call_index: Annotated[int, uint]
-    signature: Annotated[Signature, record_of(Signature)]
+    signature: Annotated[Signature, record_of(Signature, repeats=True)]
     state: Annotated[StateReport | None, optional(record_of(StateReport))] = None
 
 
@@ -349,7 +349,7 @@ class Verdict(Message):
     key: Annotated[OpKey, op_key]
     outcome: Annotated[Outcome, one_of(Outcome)]
     ring_order: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
 
