@@ -76,7 +76,8 @@ class Process:
                 group=group,
                 addresses=(Address(f"192.0.2.{index}", 1000),),
                 min_world_size=min_world_size,
-            )
+            ),
+            check_every=1,
         )
         self.is_alive = True
         self.is_paused = False

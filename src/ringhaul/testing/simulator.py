@@ -66,6 +66,7 @@ class World:
             run_id=bytes(16),
             incarnation=1,
             secret=b"simulated secret",
+            check_every=1,
             options=Options(
                 session_grace_s=dice.choice((3.0, 10.0)),
                 silence_idle_s=dice.choice((8.0, 30.0)),

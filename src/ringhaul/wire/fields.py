@@ -7,7 +7,7 @@ A message class names one reader per field, as in `Annotated[Generation, uint]`.
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from ringhaul.errors import WireError
@@ -163,7 +163,7 @@ def _shape_of(record: type) -> _Shape:
 
 def read_record(record: type[T], values: Sequence[object]) -> T:
     """Read the fields of `record`; then ask it for a problem that only the whole can tell."""
-    names, readers, problem = _shape_of(record)
+    names, readers, problem = _shape_of(record)  # type: ignore[arg-type]
     if len(values) != len(readers):
         raise WireError(f"{record.__name__} has {len(readers)} fields, not {len(values)}")
     fields: list[object] = []
@@ -185,7 +185,7 @@ def record_of(record: type, *, repeats: bool = False) -> Reader:
     read lately is looked up.
     """
 
-    def read_values(*values: object) -> Any:  # noqa: ANN401 - an instance of `record`
+    def read_values(*values: Hashable) -> Any:  # noqa: ANN401 - an instance of `record`
         return read_record(record, values)
 
     look_up: Any = read_values
@@ -211,7 +211,7 @@ def _names_of(record: type) -> tuple[str, ...]:
 
 def values_of(record: object) -> list[object]:
     """The fields of a record, in order; the inverse of `read_record` but for `plain`."""
-    return [getattr(record, name) for name in _names_of(type(record))]
+    return [getattr(record, name) for name in _names_of(type(record))]  # type: ignore[arg-type]
 
 
 def plain(value: object) -> object:

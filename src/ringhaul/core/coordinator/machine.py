@@ -15,7 +15,7 @@ from ringhaul.core.coordinator import admission, collectives, members, openings
 from ringhaul.core.coordinator.model import Effect, Options, Peer, Run, Wanted
 from ringhaul.core.steps import LinkLost, Received, Tick
 from ringhaul.errors import InvariantError, ProtocolError
-from ringhaul.ids import LinkId
+from ringhaul.ids import LinkId, OpKey
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Began,
@@ -45,15 +45,24 @@ class LinkAccepted:
 Event = LinkAccepted | Received | LinkLost | Tick
 
 
-#: Invariants of more operations than this are checked at each tick, not at each step.
+#: Invariants of more operations than this are checked at each tick, not at each full check.
 CHECKED_OPEN_MAX = 64
+#: Steps that change one operation and nothing else are followed by a check of that one; so
+#: many of them, or any other step, by a check of everything.
+CHECK_EVERY = 64
 
 
 class Coordinator:
     """Tracks which peers take part, and gives the verdict on every collective."""
 
     def __init__(
-        self, *, run_id: bytes, incarnation: int, secret: bytes, options: Options | None = None
+        self,
+        *,
+        run_id: bytes,
+        incarnation: int,
+        secret: bytes,
+        options: Options | None = None,
+        check_every: int = CHECK_EVERY,
     ) -> None:
         self.run = Run(
             run_id=run_id,
@@ -64,6 +73,10 @@ class Coordinator:
         self._story: deque[tuple[float, Event]] = deque(maxlen=50)
         self._clock = RunningClock()
         self._heartbeat_at = 0.0
+        #: No timer is due before this, whatever plain steps follow; None: not known.
+        self._quiet_until: float | None = None
+        self._check_every = check_every
+        self._unchecked_count = 0
 
     # -- the way in ---------------------------------------------------------------------------
 
@@ -77,12 +90,13 @@ class Coordinator:
         run = self.run
         run.now = self._clock.advance(now, run.options.heartbeat_interval_s)
         run.effects = []
+        is_plain = False
         match event:
-            case LinkAccepted(link, host):
-                run.links[link] = (host, None)
             case Received(link, envelope):
                 if link in run.links:
-                    self._on_received(link, envelope)
+                    is_plain = self._on_received(link, envelope)
+            case LinkAccepted(link, host):
+                run.links[link] = (host, None)
             case LinkLost(link, reason):
                 if link in run.links:
                     members.on_link_lost(run, link, reason)
@@ -90,13 +104,24 @@ class Coordinator:
                 self._on_tick()
             case _:
                 assert_never(event)
-        self._settle()
-        self._check(ticked=isinstance(event, Tick))
+        if not (is_plain and self._is_calm()):
+            self._quiet_until = None
+            self._settle()
+            is_plain = False
+        self._unchecked_count += 1
+        if not is_plain or self._unchecked_count >= self._check_every:
+            self._unchecked_count = 0
+            self._check(ticked=isinstance(event, Tick))
         return run.effects
 
     def next_deadline(self) -> float:
-        """When a `Tick` is due, on the clock of `now`."""
-        return self._clock.caller_time(min(at for at, _ in self._timers()))
+        """When a `Tick` is due, on the clock of `now`. One that comes too early does no harm."""
+        if self._quiet_until is None:
+            quiet_until = self._find_quiet()
+            if quiet_until <= self.run.now:
+                return self._clock.caller_time(min(at for at, _ in self._timers()))
+            self._quiet_until = quiet_until
+        return self._clock.caller_time(self._quiet_until)
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -119,6 +144,30 @@ class Coordinator:
             at = waiting_since + run.options.waiting_report_s
             yield at, partial(admission.report_waiting, run)
 
+    def _find_quiet(self) -> float:
+        """Until when no timer is due, whoever is awaited then and whatever is begun.
+
+        Most steps begin or end an operation, and make somebody awaited or not: to ask of all
+        peers what that means for their timers would take longer than the step.
+        """
+        run, options = self.run, self.run.options
+        instants = [self._heartbeat_at, run.now + options.waiting_report_s]
+        for peer in run.peers.values():
+            if peer.link is None:
+                instants.append(peer.link_lost_at + options.session_grace_s)
+            else:
+                patience_s = min(options.silence_busy_s, options.silence_idle_s)
+                instants.append(peer.heard_at + patience_s)
+        for group in run.groups.values():
+            if group.proposal is not None:
+                instants.append(group.proposal.since + options.proposal_s)
+            waiting = (c for c in group.open.values() if not c.is_reported)
+            if (oldest := next(waiting, None)) is not None:
+                instants.append(oldest.since + options.waiting_report_s)
+        if (waiting_since := admission.waiting_since(run)) is not None:
+            instants.append(waiting_since + options.waiting_report_s)
+        return min(instants)
+
     def _send_heartbeats(self) -> None:
         self._heartbeat_at = self.run.now + self.run.options.heartbeat_interval_s
         for peer in self.run.peers.values():
@@ -133,24 +182,28 @@ class Coordinator:
 
     # -- messages -----------------------------------------------------------------------------
 
-    def _on_received(self, link: LinkId, envelope: Envelope) -> None:
+    def _on_received(self, link: LinkId, envelope: Envelope) -> bool:
+        """Take a message; tell whether it was a plain one, about one operation or none."""
         run = self.run
         host, peer_id = run.links[link]
         if peer_id is None:
             self._on_stranger(link, host, envelope)
-            return
+            return False
         peer = run.peers[peer_id]
+        is_plain = False
         try:
             if envelope.run_id != run.run_id or envelope.incarnation != run.incarnation:
                 raise ProtocolError("its message is of another run or incarnation")
             is_new = peer.session.take(envelope)
             peer.heard_at = run.now
             if is_new:
-                self._on_message(peer, envelope)
+                is_plain = self._on_message(peer, envelope)
             if peer.session.is_overdue:
                 raise ProtocolError("it acknowledges nothing")
         except ProtocolError as error:
             members.remove(run, peer, f"it broke the protocol: {error}")
+            return False
+        return is_plain
 
     def _on_stranger(self, link: LinkId, host: str, envelope: Envelope) -> None:
         match envelope.message:
@@ -166,16 +219,21 @@ class Coordinator:
             case other:
                 members.refuse(self.run, link, f"{type(other).__name__} before hello")
 
-    def _on_message(self, peer: Peer, envelope: Envelope) -> None:
+    def _on_message(self, peer: Peer, envelope: Envelope) -> bool:
+        """Take a member's message; tell whether it was a plain one."""
         run = self.run
         match envelope.message:
-            case Heartbeat() as heartbeat:
-                members.on_heartbeat(run, peer, heartbeat)
             case Began() as began:
                 collectives.on_began(run, peer, began)
                 admission.on_began(run, peer)
+                self._check_open(peer, began.key)
+                return True
             case Finished() as finished:
                 collectives.on_finished(run, peer, finished)
+                self._check_open(peer, finished.key)
+                return True
+            case Heartbeat() as heartbeat:
+                members.on_heartbeat(run, peer, heartbeat)
             case GiveUp() as give_up:
                 collectives.on_give_up(run, peer, give_up)
             case Vote() as vote:
@@ -190,8 +248,24 @@ class Coordinator:
                 members.on_leave(run, peer)
             case other:
                 raise ProtocolError(f"a peer does not send {type(other).__name__}")
+        return False
 
     # -- conclusions --------------------------------------------------------------------------
+
+    def _is_calm(self) -> bool:
+        """Is there surely no conclusion to draw? Nothing changes, and some member has not voted."""
+        run = self.run
+        if run.condemned:
+            return False
+        has_voter_to_come = False
+        for group in run.groups.values():
+            if group.wanted is not None or group.proposal is not None or group.doubts:
+                return False
+            if not has_voter_to_come:
+                has_voter_to_come = any(
+                    not run.has_voted(run.peers[member]) for member in group.ring_order
+                )
+        return has_voter_to_come
 
     def _settle(self) -> None:
         """Draw all conclusions from the facts, until there are none left."""
@@ -213,6 +287,16 @@ class Coordinator:
                 continue
             return
         raise InvariantError("conclusions do not end", self._tell_story())
+
+    def _check_open(self, peer: Peer, key: OpKey) -> None:
+        """What has to hold of one operation after a step about it."""
+        group = self.run.group_of(peer)
+        collective = group.open.get(key)
+        if collective is not None and not (
+            collective.finished.keys() <= collective.began.keys()
+            and len(collective.finished) < len(group.ring_order)
+        ):
+            raise InvariantError(f"{key} is open, but all have finished", self._tell_story())
 
     def _check(self, *, ticked: bool) -> None:
         """Invariants that hold between any two steps."""
@@ -249,6 +333,11 @@ class Coordinator:
             ),
             (not run.condemned, "a condemned peer is still here"),
             (not ticked or min(at for at, _ in self._timers()) > run.now, "a Tick left work due"),
+            (
+                self._quiet_until is None
+                or self._quiet_until <= min(at for at, _ in self._timers()),
+                "a timer is due before the deadline",
+            ),
         ):
             if not holds:
                 raise InvariantError(broken, self._tell_story())
