@@ -9,15 +9,14 @@ from ringhaul.testing.coordinator_script import SUM, Script
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     GiveUpVote,
-    Leave,
     Opened,
     Outcome,
     Proposal,
-    Refused,
     Verdict,
     VoteOutcome,
     VoteResult,
 )
+from ringhaul.wire.session_messages import Leave, Refused
 
 RAISING = replace(SUM, on_loss=OnLoss.RAISE)
 

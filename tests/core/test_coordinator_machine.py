@@ -6,21 +6,16 @@ from ringhaul.core.steps import Close, LinkLost
 from ringhaul.ids import Generation, OnLoss, OpKey
 from ringhaul.testing.coordinator_script import SUM, Script
 from ringhaul.wire.coordinator_messages import (
-    Evicted,
     GiveUp,
-    Goodbye,
-    Heartbeat,
-    Leave,
     Opened,
     Outcome,
     Proposal,
-    Refused,
-    Resumed,
     StillWaiting,
     Verdict,
     VoteOutcome,
     VoteResult,
 )
+from ringhaul.wire.session_messages import Evicted, Goodbye, Heartbeat, Leave, Refused, Resumed
 
 RAISING = replace(SUM, on_loss=OnLoss.RAISE)
 

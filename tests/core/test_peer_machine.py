@@ -33,23 +33,25 @@ from ringhaul.testing.peer_script import PeerScript as Script
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Began,
-    Evicted,
     Finished,
     GiveUp,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Leave,
     LinkFailed,
     LinkReady,
     Outcome,
-    Refused,
-    Resume,
-    Resumed,
     Vote,
     VoteOutcome,
 )
 from ringhaul.wire.records import CollectiveKind, Signature
+from ringhaul.wire.session_messages import (
+    Evicted,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Leave,
+    Refused,
+    Resume,
+    Resumed,
+)
 
 
 @pytest.fixture

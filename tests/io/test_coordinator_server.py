@@ -19,20 +19,11 @@ from ringhaul.io.coordinator_server import serve_coordinator
 from ringhaul.io.link import MessageLink
 from ringhaul.limits import PROTOCOL_VERSION
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Leave,
-    LinkReady,
-    Opened,
-    Proposal,
-    Refused,
-    Welcome,
-)
+from ringhaul.wire.coordinator_messages import LinkReady, Opened, Proposal
 from ringhaul.wire.framing import FrameReader, frame
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import Goodbye, Heartbeat, Hello, Leave, Refused, Welcome
 
 M = TypeVar("M", bound=Message)
 

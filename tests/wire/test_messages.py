@@ -16,10 +16,11 @@ from ringhaul.errors import WireError
 from ringhaul.ids import Generation, OpKey, ReduceOp
 from ringhaul.limits import FRAME_BYTES_MAX, PROTOCOL_VERSION, TAG_LENGTH_MAX
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import Began, Finished, Hello, Refused, Resumed
+from ringhaul.wire.coordinator_messages import Began, Finished
 from ringhaul.wire.fields import UINT_MAX
 from ringhaul.wire.message import MESSAGES, Message
 from ringhaul.wire.records import Address, CollectiveKind, Signature, addresses
+from ringhaul.wire.session_messages import Hello, Refused, Resumed
 
 Reader = Callable[[object], Any]
 

@@ -21,8 +21,8 @@ from ringhaul.errors import InvariantError, WireError
 from ringhaul.ids import LinkId
 from ringhaul.io.link import MessageLink
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Refused
 from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import Refused
 
 __all__ = ["Options", "serve_coordinator"]
 

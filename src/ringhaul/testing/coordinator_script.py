@@ -11,18 +11,15 @@ from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Began,
     Finished,
-    Heartbeat,
-    Hello,
     LinkFailed,
     LinkReady,
     Opened,
     Proposal,
-    Resume,
     Vote,
-    Welcome,
 )
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address, CollectiveKind, Signature
+from ringhaul.wire.session_messages import Heartbeat, Hello, Resume, Welcome
 
 SUM = Signature(kind=CollectiveKind.ALL_REDUCE, op=ReduceOp.SUM, dtype="float32", element_count=4)
 M = TypeVar("M", bound=Message)

@@ -7,17 +7,16 @@ from ringhaul.core.peer.steps import View
 from ringhaul.core.steps import Log, Send
 from ringhaul.ids import OpKey, PeerId
 from ringhaul.wire.coordinator_messages import (
-    Evicted,
     Opened,
     Outcome,
     Proposal,
-    Resumed,
     StillWaiting,
     SyncPlan,
     Verdict,
     VoteOutcome,
     VoteResult,
 )
+from ringhaul.wire.session_messages import Evicted, Resumed
 
 #: Paths a campaign has to reach, or it proves little.
 RARE_PATHS = (

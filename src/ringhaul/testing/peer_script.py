@@ -21,10 +21,10 @@ from ringhaul.wire.coordinator_messages import (
     Verdict,
     VoteOutcome,
     VoteResult,
-    Welcome,
 )
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address, CollectiveKind, Counts, Signature, Ticket
+from ringhaul.wire.session_messages import Welcome
 
 COUNTS = Counts(pending_peers=0, global_world_size=2, group_count=1, largest_group_size=2)
 SUM = Signature(kind=CollectiveKind.ALL_REDUCE, op=ReduceOp.SUM, dtype="float32", element_count=4)

@@ -16,7 +16,8 @@ from ringhaul.testing.control_plane import ControlPlane
 from ringhaul.testing.data_plane import DataPlane
 from ringhaul.testing.ledger import Ledger, OracleError
 from ringhaul.testing.process import Process
-from ringhaul.wire.coordinator_messages import Proposal, Welcome
+from ringhaul.wire.coordinator_messages import Proposal
+from ringhaul.wire.session_messages import Welcome
 
 ACTS_MAX = 20_000
 FAULTY_S_MAX = 25.0

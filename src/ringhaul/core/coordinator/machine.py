@@ -22,14 +22,11 @@ from ringhaul.wire.coordinator_messages import (
     Finished,
     GiveUp,
     GiveUpVote,
-    Heartbeat,
-    Hello,
-    Leave,
     LinkFailed,
     LinkReady,
-    Resume,
     Vote,
 )
+from ringhaul.wire.session_messages import Heartbeat, Hello, Leave, Resume
 
 __all__ = ["Coordinator", "LinkAccepted", "Options"]
 

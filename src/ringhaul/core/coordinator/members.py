@@ -11,7 +11,8 @@ from ringhaul.errors import ProtocolError
 from ringhaul.ids import LinkId, PeerId
 from ringhaul.limits import ADDRESSES_MAX, PEERS_MAX
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import (
+from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import (
     Evicted,
     Goodbye,
     Heartbeat,
@@ -21,7 +22,6 @@ from ringhaul.wire.coordinator_messages import (
     Resumed,
     Welcome,
 )
-from ringhaul.wire.records import Address
 
 
 def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:

@@ -13,13 +13,8 @@ from ringhaul.errors import ProtocolError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.limits import DIAL_FAILURES_MAX, LINK_BREAKS_MAX
 from ringhaul.ring.order import largest_ring
-from ringhaul.wire.coordinator_messages import (
-    Heartbeat,
-    LinkFailed,
-    LinkReady,
-    Opened,
-    Proposal,
-)
+from ringhaul.wire.coordinator_messages import LinkFailed, LinkReady, Opened, Proposal
+from ringhaul.wire.session_messages import Heartbeat
 
 
 def propose(run: Run, group: Group) -> None:

@@ -12,7 +12,7 @@ from ringhaul.core.steps import Close
 from ringhaul.errors import ConnectError, CoordinatorLost, EvictedError
 from ringhaul.ids import LinkId
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import (
+from ringhaul.wire.session_messages import (
     Evicted,
     Heartbeat,
     Hello,

@@ -31,21 +31,16 @@ from ringhaul.errors import InvariantError, ProtocolError
 from ringhaul.ids import LinkId
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
-    Evicted,
-    Goodbye,
-    Heartbeat,
     Opened,
     Outcome,
     Proposal,
-    Refused,
-    Resumed,
     StillWaiting,
     SyncPlan,
     Verdict,
     VoteOutcome,
     VoteResult,
-    Welcome,
 )
+from ringhaul.wire.session_messages import Evicted, Goodbye, Heartbeat, Refused, Resumed, Welcome
 
 __all__ = ["Peer", "PeerOptions"]
 
