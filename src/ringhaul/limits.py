@@ -71,6 +71,9 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
+#: Arrays up to this are sent unasked in a whole, as a rule: their grants may wait for a moment
+#: (64 KiB, 2 peers, loopback: a seventh of the CPU of a call).
+SMALL_ARRAY_BYTES = 256 * 1024
 #: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
 #: loopback: 2-4 best), ...
 STREAMS_SHORT_PATH = 2
