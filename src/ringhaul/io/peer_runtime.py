@@ -216,7 +216,8 @@ class PeerRuntime:
             with trio.CancelScope(deadline=self._machine.next_deadline()) as self._timer:
                 await trio.sleep_forever()
             self.plane.reactor.handle_ready()  # it is read before silence is judged
-            if trio.current_time() >= self._machine.next_deadline():
+            if (now := trio.current_time()) >= self._machine.next_deadline():
+                self._step(steps.LinkMeasured(self.plane.neighbours.measure_sent(now)))
                 self._step(Tick())
 
     def _do(self, effect: Effect) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ringhaul.core.coordinator.machine import LinkAccepted
@@ -53,6 +54,9 @@ class ControlPlane:
             return
         if self._world.is_faulty and agenda.chance(0.1):
             process.deliver(DialFailed("the dice said so"))
+            return
+        if not self._world.coordinator.is_up:
+            process.deliver(DialFailed("nobody listens"))
             return
         link = LinkId(next(self._numbers))
         connection = self.connections[link] = Connection(link, process)
@@ -118,6 +122,20 @@ class ControlPlane:
     def swallow(self, connection: Connection) -> None:
         """A pulled cable: nothing arrives any more, and nobody is told."""
         connection.is_cut = True
+
+    def on_coordinator_death(self) -> None:
+        """All connections end; what was under way may arrive or not."""
+        for connection in list(self.connections.values()):
+            if not connection.coordinator_open:
+                continue
+            if self._world.agenda.chance(0.5):
+                self.end_from_coordinator(connection.link, "the coordinator died")
+            else:
+                connection.coordinator_open = False
+                connection.is_cut = True
+                at = self._world.agenda.now + self._latency_s()
+                tell = partial(self._tell_peer, connection, "reset: the coordinator died")
+                self._world.agenda.at(at, tell)
 
     def _tell_coordinator(self, connection: Connection, reason: str) -> None:
         if connection.coordinator_open:

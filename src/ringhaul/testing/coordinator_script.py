@@ -77,7 +77,12 @@ class Script:
     def resume(self, name: str) -> None:
         self.links[name] = self.accept()
         message = Resume(
-            version=limits.PROTOCOL_VERSION, peer=self.ids[name], secret=self.secrets[name]
+            version=limits.PROTOCOL_VERSION,
+            peer=self.ids[name],
+            secret=self.secrets[name],
+            group=0,
+            addresses=(Address("192.0.2.9", 1000),),
+            min_world_size=1,
         )
         self.say(name, message, seq=0)
 

@@ -1,5 +1,6 @@
 """Words to write peer tests with: what the coordinator says, and what the peer does."""
 
+from dataclasses import replace
 from typing import TypeVar
 
 from ringhaul.core.peer.machine import Peer, PeerOptions
@@ -48,6 +49,7 @@ class PeerScript:
         self.effects: list[Effect] = []
         self.link = LinkId(1)
         self.seq = 0
+        self.decisions = 0
         self.ack = 0
 
     def step(self, event: Event) -> list[Effect]:
@@ -56,6 +58,9 @@ class PeerScript:
 
     def hear(self, message: Message, *, numbered: bool = True) -> list[Effect]:
         self.seq += numbered
+        if isinstance(message, (Verdict, VoteResult)) and not message.number:
+            self.decisions += 1  # as a coordinator numbers them
+            message = replace(message, number=self.decisions)
         envelope = Envelope(
             message=message,
             run_id=b"r" * 16,
@@ -96,13 +101,20 @@ class PeerScript:
             )
         )
 
-    def verdict(self, outcome: Outcome, *, generation: int = 1, ordinal: int = 0) -> list[Effect]:
+    def verdict(
+        self,
+        outcome: Outcome,
+        *,
+        generation: int = 1,
+        ordinal: int = 0,
+        ring_order: tuple[PeerId, ...] = (ME, OTHER),
+    ) -> list[Effect]:
         return self.hear(
             Verdict(
                 generation=Generation(generation),
                 key=OpKey(None, ordinal),
                 outcome=outcome,
-                ring_order=(ME, OTHER),
+                ring_order=ring_order,
                 counts=COUNTS,
                 culprits=(OTHER,),
                 detail="the detail",

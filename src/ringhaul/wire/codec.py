@@ -4,17 +4,18 @@ An envelope is the list `[kind, run_id, incarnation, seq, ack, *fields]`. `decod
 an `Envelope` or `WireError`, nothing else, whatever the bytes.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import msgpack
 
 from ringhaul.errors import WireError
 from ringhaul.limits import FRAME_BYTES_MAX
-from ringhaul.wire import coordinator_messages, peer_messages, session_messages
+from ringhaul.wire import coordinator_messages, peer_messages, session_messages, status_messages
 from ringhaul.wire.fields import blob, plain, read_record, shown, uint, values_of
 from ringhaul.wire.message import MESSAGES, Message
 
-_ROOMS = (coordinator_messages, peer_messages, session_messages)  # registers their messages
+#: Importing them registers their messages.
+_ROOMS = (coordinator_messages, peer_messages, session_messages, status_messages)
 _HEAD_LENGTH = 5
 #: First on a connection, and their first field is the version.
 _OPENING_KINDS = {
@@ -24,12 +25,14 @@ _OPENING_KINDS = {
         session_messages.Resume,
         peer_messages.StreamHello,
         peer_messages.StateRequest,
+        status_messages.StatusRequest,
     )
 }
 _read_run_id = blob(16)
 
 
-class Envelope(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
     """A message and what every message carries.
 
     Attributes:

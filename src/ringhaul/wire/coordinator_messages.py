@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ringhaul.ids import Generation, OpKey, PeerId
-from ringhaul.limits import PEERS_MAX
+from ringhaul.limits import PEERS_MAX, STATE_FELLOWS_MAX, STATE_HOLDERS_MAX
 from ringhaul.wire.fields import (
     boolean,
     one_of,
@@ -21,9 +21,11 @@ from ringhaul.wire.fields import (
     token,
     tuple_of,
     uint,
+    uint_up_to,
 )
 from ringhaul.wire.message import Message, message
 from ringhaul.wire.records import (
+    Content,
     Counts,
     Signature,
     StateReport,
@@ -73,6 +75,8 @@ class VoteResult(Message):
     counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
+    #: Decisions (verdicts and vote results) of a run are numbered from 1.
+    number: Annotated[int, uint] = 0
 
 
 @message(kind=12)
@@ -147,6 +151,11 @@ class Opened(Message):
     admission: Annotated[bool, boolean]
     joined: Annotated[tuple[PeerId, ...], peer_ids]
     counts: Annotated[Counts, record_of(Counts, repeats=True)]
+    #: How many admissions of this run there were, this one included.
+    admissions: Annotated[int, uint] = 0
+    #: The last decision before that admission, and before this opening.
+    admitted_after: Annotated[int, uint] = 0
+    opened_after: Annotated[int, uint] = 0
 
     def problem(self) -> str | None:
         """Generation 0 is before the first; a ring names each peer once."""
@@ -240,6 +249,8 @@ class Verdict(Message):
     counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
+    #: Decisions (verdicts and vote results) of a run are numbered from 1.
+    number: Annotated[int, uint] = 0
 
 
 @message(kind=24)
@@ -247,16 +258,29 @@ class Verdict(Message):
 class SyncPlan(Message):
     """Coordinator -> every member in `sync_state`: what was elected, and who fetches it.
 
-    A member that has to fetch gets `holders` to ask, in this order; a holder gets
-    `requesters`, whose tokens it is to accept.
+    A member that has to fetch gets `holders` and `fellows` to dial, all at once: holders have
+    every block, fellows are requesters too and have what they got so far. Everybody gets the
+    `requesters` whose tokens it is to accept.
     """
 
     generation: Annotated[Generation, uint]
     key: Annotated[OpKey, op_key]
     revision: Annotated[int, uint]
     digest: Annotated[bytes, token]
-    holders: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+    holders: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=STATE_HOLDERS_MAX)]
+    fellows: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=STATE_FELLOWS_MAX)]
     requesters: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+    #: Of all requesters this is number `place`: each begins with other blocks.
+    place: Annotated[int, uint_up_to(PEERS_MAX)] = 0
+    requester_count: Annotated[int, uint_up_to(PEERS_MAX)] = 0
+
+    def problem(self) -> str | None:
+        """Who has nobody to ask fetches nothing."""
+        if self.fellows and not self.holders:
+            return "fellows without a holder"
+        if self.holders and self.place >= self.requester_count:
+            return f"requester {self.place} of {self.requester_count}"
+        return None
 
 
 @message(kind=25)
@@ -267,3 +291,40 @@ class StillWaiting(Message):
     what: Annotated[str, text]
     missing: Annotated[tuple[PeerId, ...], peer_ids]
     waited_s: Annotated[float, seconds]
+
+
+# -- After a restart of the coordinator -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A ring that was proposed, as a peer reports it."""
+
+    generation: Annotated[Generation, uint]
+    ring_order: Annotated[tuple[PeerId, ...], peer_ids]
+
+
+@message(kind=26)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Message):
+    """Peer -> coordinator that was started again: what I know; that was all.
+
+    Before it come, as after any reset, the decisions that not all members are known to have,
+    `Began` and `Finished` of the open attempts, and what else has no answer yet.
+    """
+
+    #: The generation it is in, as it heard of it; None if it is pending.
+    opened: Annotated[Opened | None, optional(record_of(Opened))]
+    #: A proposal newer than that.
+    proposal: Annotated[Ring | None, optional(record_of(Ring))]
+    admitted_generation: Annotated[Generation, uint]
+    #: Collectives called since the last admission.
+    call_count: Annotated[int, uint]
+    #: How many `admit`s ended since the last admission.
+    admit_index: Annotated[int, uint]
+    #: Of the last decision it heard.
+    last_number: Annotated[int, uint]
+    #: An operation or its caller waits for the next generation.
+    needs_opening: Annotated[bool, boolean]
+    #: What it last committed to in `sync_state`, in this run.
+    committed: Annotated[Content | None, optional(record_of(Content))]

@@ -15,6 +15,7 @@ from ringhaul.wire.fields import (
     address_host,
     boolean,
     name_text,
+    optional,
     peer_id,
     seconds,
     text,
@@ -66,12 +67,24 @@ class Hello(Message):
 class Resume(Message):
     """Peer -> coordinator, first on a new connection: it is me again.
 
-    The envelope's `ack` is the last message received before.
+    The envelope's `ack` is the last message received before. The rest of `Hello` is repeated
+    for a coordinator that was started again and may not know it.
     """
 
     version: Annotated[int, uint]
     peer: Annotated[PeerId, peer_id]
     secret: Annotated[bytes, token]
+    group: Annotated[int, group_number]
+    addresses: Annotated[tuple[Address, ...], addresses]
+    min_world_size: Annotated[int, uint_up_to(PEERS_MAX)]
+
+    def problem(self) -> str | None:
+        """What a `Hello` may not say, a `Resume` may not either."""
+        if not self.addresses:
+            return "no address to reach the peer at"
+        if self.min_world_size < 1:
+            return "min_world_size is 0"
+        return None
 
 
 @message(kind=3)
@@ -90,6 +103,10 @@ class Welcome(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed(Message):
     """Coordinator -> peer, answer to `Resume`. `ack` is the last message received before."""
+
+    #: The coordinator was started again: messages are counted from 1 both ways, and the peer
+    #: tells all it knows, with a `Report` at the end.
+    reset: Annotated[bool, boolean] = False
 
 
 @message(kind=5)
@@ -110,6 +127,11 @@ class Heartbeat(Message):
     #: Not 0: the receiver shall answer at once with this number as `pong`.
     ping: Annotated[int, uint] = 0
     pong: Annotated[int, uint] = 0
+    #: From the coordinator: all members have the decisions up to this number.
+    settled: Annotated[int, uint] = 0
+    #: Payload that a member has sent to the next rank since its last heartbeat, by the second;
+    #: for `ringhaul status`.
+    outgoing_bytes_per_s: Annotated[int | None, optional(uint)] = None
 
 
 # -- The end ----------------------------------------------------------------------------------

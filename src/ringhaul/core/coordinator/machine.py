@@ -7,11 +7,20 @@ say what happened, effects say what to do. `now` is seconds of any steady clock.
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import assert_never
 
 from ringhaul.core.clock import RunningClock
-from ringhaul.core.coordinator import admission, collectives, members, openings
+from ringhaul.core.coordinator import (
+    admission,
+    collectives,
+    journal,
+    members,
+    openings,
+    recovery,
+    status,
+    timers,
+)
+from ringhaul.core.coordinator.journal import Memory
 from ringhaul.core.coordinator.model import Effect, Options, Peer, Run, Wanted
 from ringhaul.core.steps import LinkLost, Received, Tick
 from ringhaul.errors import InvariantError, ProtocolError
@@ -24,11 +33,14 @@ from ringhaul.wire.coordinator_messages import (
     GiveUpVote,
     LinkFailed,
     LinkReady,
+    Report,
     Vote,
 )
+from ringhaul.wire.message import Message
 from ringhaul.wire.session_messages import Heartbeat, Hello, Leave, Resume
+from ringhaul.wire.status_messages import StatusRequest
 
-__all__ = ["Coordinator", "LinkAccepted", "Options"]
+__all__ = ["Coordinator", "LinkAccepted", "Memory", "Options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +71,32 @@ class Coordinator:
         incarnation: int,
         secret: bytes,
         options: Options | None = None,
+        memory: Memory | None = None,
+        is_new: bool = True,
         check_every: int = CHECK_EVERY,
     ) -> None:
+        """Be the coordinator of a run.
+
+        Args:
+            run_id: 16 bytes; those that `memory` belongs to.
+            incarnation: above those of all earlier starts, as far as is known.
+            secret: at least 16 bytes, from which the run's tokens are made.
+            options: what an operator may set.
+            memory: what an earlier coordinator of this run saved.
+            is_new: without memory: no peer of an earlier start can come back.
+            check_every: check all invariants after so many plain steps; tests: after each.
+        """
         self.run = Run(
             run_id=run_id,
             incarnation=incarnation,
             secret=secret,
             options=options or Options(),
         )
+        if memory is not None:
+            journal.recall(self.run, memory)
+        # a run that nobody has joined is none that anybody could come back to
+        self._has_journal = memory is not None and bool(memory.peers or memory.groups)
+        self._waits_for_members = memory is not None or not is_new
         self._story: deque[tuple[float, Event]] = deque(maxlen=50)
         self._clock = RunningClock()
         self._heartbeat_at = 0.0
@@ -88,6 +118,11 @@ class Coordinator:
         run.now = self._clock.advance(now, run.options.heartbeat_interval_s)
         run.effects = []
         is_plain = False
+        if run.started_at is None:
+            run.started_at = run.now
+        if self._waits_for_members:
+            self._waits_for_members = False
+            recovery.begin(run, has_journal=self._has_journal)
         match event:
             case Received(link, envelope):
                 if link in run.links:
@@ -114,7 +149,7 @@ class Coordinator:
     def next_deadline(self) -> float:
         """When a `Tick` is due, on the clock of `now`. One that comes too early does no harm."""
         if self._quiet_until is None:
-            quiet_until = self._find_quiet()
+            quiet_until = min(self._heartbeat_at, timers.quiet_until(self.run))
             if quiet_until <= self.run.now:
                 return self._clock.caller_time(min(at for at, _ in self._timers()))
             self._quiet_until = quiet_until
@@ -123,52 +158,15 @@ class Coordinator:
     # -- time ---------------------------------------------------------------------------------
 
     def _timers(self) -> Iterator[tuple[float, Callable[[], None]]]:
-        """Every deadline and what happens then. The only place that computes one."""
-        run = self.run
+        """Every deadline and what happens then."""
         yield self._heartbeat_at, self._send_heartbeats
-        for at, peer, why in members.silence_timers(run):
-            yield at, partial(members.condemn, run, peer.id, why)
-        for group in run.groups.values():
-            if group.proposal is not None:
-                at = group.proposal.since + run.options.proposal_s
-                yield at, partial(openings.on_overdue, run, group)
-            waiting = (c for c in group.open.values() if not c.is_reported)
-            if (oldest := next(waiting, None)) is not None:  # they stand in their order
-                at = oldest.since + run.options.waiting_report_s
-                yield at, partial(collectives.report_waiting, run, group, oldest)
-        waiting_since = admission.waiting_since(run)
-        if waiting_since is not None:
-            at = waiting_since + run.options.waiting_report_s
-            yield at, partial(admission.report_waiting, run)
-
-    def _find_quiet(self) -> float:
-        """Until when no timer is due, whoever is awaited then and whatever is begun.
-
-        Most steps begin or end an operation, and make somebody awaited or not: to ask of all
-        peers what that means for their timers would take longer than the step.
-        """
-        run, options = self.run, self.run.options
-        instants = [self._heartbeat_at, run.now + options.waiting_report_s]
-        for peer in run.peers.values():
-            if peer.link is None:
-                instants.append(peer.link_lost_at + options.session_grace_s)
-            else:
-                patience_s = min(options.silence_busy_s, options.silence_idle_s)
-                instants.append(peer.heard_at + patience_s)
-        for group in run.groups.values():
-            if group.proposal is not None:
-                instants.append(group.proposal.since + options.proposal_s)
-            waiting = (c for c in group.open.values() if not c.is_reported)
-            if (oldest := next(waiting, None)) is not None:
-                instants.append(oldest.since + options.waiting_report_s)
-        if (waiting_since := admission.waiting_since(run)) is not None:
-            instants.append(waiting_since + options.waiting_report_s)
-        return min(instants)
+        yield from timers.timers(self.run)
 
     def _send_heartbeats(self) -> None:
         self._heartbeat_at = self.run.now + self.run.options.heartbeat_interval_s
+        heartbeat = Heartbeat(settled=self.run.settled())
         for peer in self.run.peers.values():
-            self.run.send_unnumbered(peer, Heartbeat())
+            self.run.send_unnumbered(peer, heartbeat)
 
     def _on_tick(self) -> None:
         """Do what is due; conclusions may make more due, since they change who is awaited."""
@@ -189,37 +187,64 @@ class Coordinator:
         peer = run.peers[peer_id]
         is_plain = False
         try:
-            if envelope.run_id != run.run_id or envelope.incarnation != run.incarnation:
+            is_ours = run.first_incarnation <= envelope.incarnation <= run.incarnation
+            if envelope.run_id != run.run_id or not is_ours:
                 raise ProtocolError("its message is of another run or incarnation")
             is_new = peer.session.take(envelope)
             peer.heard_at = run.now
-            if is_new:
-                is_plain = self._on_message(peer, envelope)
+            if envelope.seq:
+                peer.awaits_reset = False
+            if is_new and run.recovery is not None and envelope.seq:
+                recovery.on_message(run, run.recovery, peer, envelope.message)
+            elif is_new:
+                is_plain = self._on_message(peer, envelope.message)
             if peer.session.is_overdue:
                 raise ProtocolError("it acknowledges nothing")
         except ProtocolError as error:
-            members.remove(run, peer, f"it broke the protocol: {error}")
+            self._on_breach(peer, f"it broke the protocol: {error}")
             return False
         return is_plain
 
+    def _on_breach(self, peer: Peer, reason: str) -> None:
+        run = self.run
+        if run.recovery is not None:
+            recovery.on_breach(run, run.recovery, peer, reason)
+        else:
+            members.remove(run, peer, reason)
+
     def _on_stranger(self, link: LinkId, host: str, envelope: Envelope) -> None:
+        run = self.run
         match envelope.message:
+            case Hello() as hello if run.recovery is not None:
+                recovery.on_hello(run, run.recovery, link, host, hello)
             case Hello() as hello:
                 members.on_hello(self.run, link, host, hello)
             case Resume() as resume:
+                if run.recovery is not None:
+                    recovery.on_resume(run, run.recovery, envelope, resume)
                 try:
                     members.on_resume(self.run, link, envelope, resume)
                 except ProtocolError as error:
                     peer = self.run.peers[resume.peer]
                     members.refuse(self.run, link, f"cannot resume: {error}")
-                    members.remove(self.run, peer, f"it broke the protocol: {error}")
+                    self._on_breach(peer, f"it broke the protocol: {error}")
+            case StatusRequest():
+                self.run.send_to_stranger(link, status.report(self.run))
+                self.run.close(link, "the status was told")
             case other:
                 members.refuse(self.run, link, f"{type(other).__name__} before hello")
 
-    def _on_message(self, peer: Peer, envelope: Envelope) -> bool:
+    def _handle_late(self, peer: Peer, message: Message) -> None:
+        """Handle what came while the members were awaited."""
+        try:
+            self._on_message(peer, message)
+        except ProtocolError as error:
+            self.run.condemned.append((peer.id, f"it broke the protocol: {error}"))
+
+    def _on_message(self, peer: Peer, message: Message) -> bool:
         """Take a member's message; tell whether it was a plain one."""
         run = self.run
-        match envelope.message:
+        match message:
             case Began() as began:
                 collectives.on_began(run, peer, began)
                 admission.on_began(run, peer)
@@ -243,6 +268,8 @@ class Coordinator:
                 openings.on_link_failed(run, peer, link_failed)
             case Leave():
                 members.on_leave(run, peer)
+            case Report() as report:
+                members.on_late_report(run, peer, report)
             case other:
                 raise ProtocolError(f"a peer does not send {type(other).__name__}")
         return False
@@ -252,7 +279,7 @@ class Coordinator:
     def _is_calm(self) -> bool:
         """Is there surely no conclusion to draw? Nothing changes, and some member has not voted."""
         run = self.run
-        if run.condemned:
+        if run.condemned or run.recovery is not None:
             return False
         has_voter_to_come = False
         for group in run.groups.values():
@@ -267,6 +294,8 @@ class Coordinator:
     def _settle(self) -> None:
         """Draw all conclusions from the facts, until there are none left."""
         run = self.run
+        if run.recovery is not None and not recovery.maybe_end(run, self._handle_late):
+            return
         for _ in range(10_000):
             if run.condemned:
                 peer_id, reason = run.condemned.pop(0)

@@ -22,6 +22,7 @@ from ringhaul.core.peer.steps import (
     Effect,
     Event,
     LinkBroken,
+    LinkMeasured,
     LinkUp,
     Started,
     TransferDone,
@@ -123,7 +124,7 @@ class Peer:
         yield from control.timers(state)
         if state.phase is Phase.MEMBER:
             yield from collective.timers(state)
-            if state.admit is not None and state.admit.gave_up is None:
+            if state.admit is not None and state.admit.asked is None:
                 yield state.admit.deadline_at, _on_admit_timeout
 
     def _on_runner(
@@ -136,7 +137,8 @@ class Peer:
         | BatchFailed
         | CloseCalled
         | LinkUp
-        | LinkBroken,
+        | LinkBroken
+        | LinkMeasured,
     ) -> None:
         state = self.state
         match event:
@@ -161,6 +163,8 @@ class Peer:
                 membership.on_link_up(state, event)
             case LinkBroken():
                 membership.on_link_broken(state, event)
+            case LinkMeasured():
+                state.outgoing_bytes_per_s = event.outgoing_bytes_per_s
             case _:
                 assert_never(event)
 
@@ -173,6 +177,8 @@ class Peer:
             ):
                 raise ProtocolError("a coordinator of another run, or an older one, answers")
             if state.session.take(envelope):
+                if state.phase is not Phase.STRANGER:
+                    state.incarnation = envelope.incarnation
                 self._on_message(envelope)
         except ProtocolError as error:
             state.effects.append(Close(link, str(error)))
@@ -220,6 +226,8 @@ class Peer:
         proposed = self.state.proposal
         if proposed is None or proposed.generation != message.generation:
             raise ProtocolError(f"generation {message.generation} opened, but was not proposed")
+        if proposed.ring_order != message.ring_order:
+            raise ProtocolError(f"generation {message.generation} opened with another ring")
         membership.on_opened(self.state, message)
 
     def _check(self, *, ticked: bool) -> None:
