@@ -241,9 +241,9 @@ class Run:
 
     # -- speaking -----------------------------------------------------------------------------
 
-    def log(self, text: str, *, important: bool = True) -> None:
-        """Tell the operator."""
-        self.effects.append(Log(text, important))
+    def log(self, text: str, *, important: bool = True, **facts: str | int) -> None:
+        """Tell the operator; `facts` are for structured logs."""
+        self.effects.append(Log(text, important, facts=tuple(facts.items())))
         if important:
             self.events.append((self.now, text))
 
