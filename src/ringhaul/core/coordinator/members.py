@@ -227,6 +227,7 @@ def is_awaited(run: Run, peer: Peer) -> bool:
 def silence_timers(run: Run) -> Iterator[tuple[float, Peer, str]]:
     """When each peer would be lost, and why.
 
+    An awaited peer is given more time if it was heard irregularly so far.
     If all fell silent together, it is rather the coordinator's network: they get the grace.
     """
     options = run.options
@@ -236,8 +237,9 @@ def silence_timers(run: Run) -> Iterator[tuple[float, Peer, str]]:
             why = f"its control connection was closed for {options.session_grace_s:g} s"
             yield peer.link_lost_at + options.session_grace_s, peer, why
             continue
-        awaited = is_awaited(run, peer)
-        patience_s = options.silence_busy_s if awaited else options.silence_idle_s
+        patience_s = options.silence_idle_s
+        if is_awaited(run, peer):
+            patience_s = peer.arrivals.patience_s(options.silence_busy_s, options.silence_idle_s)
         if heard_at <= peer.heard_at + 2 * options.heartbeat_interval_s:
             patience_s = max(patience_s, options.session_grace_s)
         why = f"nothing was heard of it for {patience_s:g} s"
