@@ -111,7 +111,7 @@ STREAMS_MAX = 64
 NOT_SENT_BYTES = 128 * 1024
 #: A receiver acknowledges after so many bytes or segments, or when a sweep comes by: on a fast
 #: link seldom, as one costs as much as a segment (64 MiB, 4 peers: 3 % of the CPU with 2 MiB).
-ACKNOWLEDGE_BYTES = 16 << 20
+ACKNOWLEDGE_BYTES = 4 << 20
 ACKNOWLEDGE_SEGMENTS = 32
 #: Between two looks at what is under way: late acknowledgements, stalled streams.
 SWEEP_INTERVAL_S = 0.05
