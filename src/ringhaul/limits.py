@@ -20,6 +20,8 @@ TAG_LENGTH_MAX = 200
 ADDRESSES_MAX = 16
 #: Arrays in one shared state: only their digest travels, this bounds what users may pass.
 STATE_ENTRIES_MAX = 100_000
+#: Of a coordinator, in milliseconds of its start; whoever names a higher one poisons the run.
+INCARNATION_MAX = 1 << 53
 #: Operations one group may have open at once (DESIGN: windows of 8 are usual).
 OPEN_OPERATIONS_MAX = 10_000
 #: Verdicts the coordinator and a peer remember, for who comes to a key later.
@@ -89,6 +91,9 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
+#: Arrays up to this are sent unasked in a whole, as a rule: their grants may wait for a moment
+#: (64 KiB, 2 peers, loopback: a seventh of the CPU of a call).
+SMALL_ARRAY_BYTES = 256 * 1024
 #: A segment counts as so many at least: one of a byte needs as much beside its payload.
 EAGER_SEGMENT_BYTES = 512
 #: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
@@ -104,8 +109,9 @@ STREAMS_MAX = 64
 #: Bytes that wait unsent in the kernel, per stream: what a slow stream has taken is late
 #: (1 Gbit/s, 100 ms, 256 MiB, 8 streams: 90 % of the link, with 512 KiB 82 %).
 NOT_SENT_BYTES = 128 * 1024
-#: A receiver acknowledges after so many bytes or segments, or when a sweep comes by.
-ACKNOWLEDGE_BYTES = 2 << 20
+#: A receiver acknowledges after so many bytes or segments, or when a sweep comes by: on a fast
+#: link seldom, as one costs as much as a segment (64 MiB, 4 peers: 3 % of the CPU with 2 MiB).
+ACKNOWLEDGE_BYTES = 16 << 20
 ACKNOWLEDGE_SEGMENTS = 32
 #: Between two looks at what is under way: late acknowledgements, stalled streams.
 SWEEP_INTERVAL_S = 0.05
@@ -114,6 +120,10 @@ RESEND_AFTER_S = 0.25
 #: A link that moves less than the minimum rate (bytes/s) for so long counts as broken.
 LINK_STALLED_S = 10.0
 LINK_RATE_MIN = 1024
+#: A receiver whose generation is not open yet says so at this interval; a sender that has not
+#: heard it for a few of them judges the link as any other.
+HOLD_INTERVAL_S = 0.5
+HOLD_VALID_S = 3.0
 #: Grants and acknowledgements that wait for a sender that does not read them.
 REPLIES_BYTES_MAX = 1 << 20
 #: A link that broke so often, without an operation committed over it in between, counts as

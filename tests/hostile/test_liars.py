@@ -153,7 +153,7 @@ ENVELOPES: dict[str, tuple[dict[str, object], str]] = {
     "acknowledges what was not sent": ({"ack": 10**6}, "acknowledges 1000000"),
     "skips a number": ({"skip": 4}, "follows"),
     "of another run": ({"run_id": b"x" * 16}, "another run"),
-    "of another incarnation": ({"incarnation": 7}, "another run or incarnation"),
+    "of another incarnation": ({"incarnation": 2**60}, "another run or incarnation"),
 }
 
 

@@ -19,6 +19,7 @@ from ringhaul.ids import CallId, ReduceOp
 from ringhaul.io.buffers import BufferPool
 from ringhaul.io.calls import AdmitCall, CollectiveCall, PendingCall, ReduceCall, SyncCall
 from ringhaul.io.coded_transfer import CodedTransfer
+from ringhaul.io.packed_transfer import PackedTransfer
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_serve import StateServer
@@ -88,6 +89,7 @@ class CallRunner:
                 self._complete(call, effect)
             case steps.Fail():
                 self._release(call)
+                effect.error.wire_bytes = call.sent_bytes + call.received_bytes
                 self._give_back(call)
                 del self._calls[call.id]
                 call.end(error=effect.error, view=effect.view)
@@ -142,7 +144,10 @@ class CallRunner:
             if isinstance(call.codec, ErrorFeedback):
                 feedback = call.codec.begin(call.tag, call.own.size, call.own.dtype)
             coder = self._coder_for(call, begin.world_size)
-            call.transfer = CodedTransfer(coder=coder, feedback=feedback, **facts)
+            if coder.compressor is not None and coder.is_raw:
+                call.transfer = PackedTransfer(compressor=coder.compressor, **facts)
+            else:
+                call.transfer = CodedTransfer(coder=coder, feedback=feedback, **facts)
         else:
             call.transfer = RingTransfer(**facts)
         self._plane.begin(call.transfer)

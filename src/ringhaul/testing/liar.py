@@ -22,7 +22,7 @@ from ringhaul.wire.framing import LENGTH_BYTES, frame
 from ringhaul.wire.message import Message
 from ringhaul.wire.peer_messages import StreamChosen, StreamHello, StreamRefused, StreamWelcome
 from ringhaul.wire.records import Address, Ticket
-from ringhaul.wire.session_messages import Heartbeat, Hello, Resume, Resumed, Welcome
+from ringhaul.wire.session_messages import Heartbeat, Hello, Resume, Welcome
 
 PATIENCE_S = 30.0
 M = TypeVar("M", bound=Message)
@@ -173,11 +173,14 @@ class Liar:
             version=limits.PROTOCOL_VERSION,
             name=self._name,
             group=0,
-            addresses=(Address(*self._listener.getsockname()),),
+            addresses=self._addresses(),
             min_world_size=1,
         )
         self.say(hello, numbered=False)
         return self.hear(Welcome)
+
+    def _addresses(self) -> tuple[Address, ...]:
+        return (Address(*self._listener.getsockname()),)
 
     def resume_as(self, peer: str, secret: bytes) -> Message:
         """Try to take a session on a new connection; return the answer."""
@@ -187,21 +190,15 @@ class Liar:
             peer=PeerId(peer),
             secret=secret,
             group=0,
-            addresses=(Address(*self._listener.getsockname()),),
+            addresses=self._addresses(),
             min_world_size=1,
         )
         run_id, incarnation = self.head.run_id, self.head.incarnation
         wire.send(Envelope(message=message, run_id=run_id, incarnation=incarnation))
         try:
-            answer = wire.receive().message
+            return wire.receive().message
         finally:
-            if self.welcome is not None and peer == self.welcome.peer:
-                self.wire.sock.close()
-                self.wire = wire
-            else:
-                wire.sock.close()
-        assert not isinstance(answer, Heartbeat | Resumed) or peer == self.own_id
-        return answer
+            wire.sock.close()
 
     @property
     def own_id(self) -> str:

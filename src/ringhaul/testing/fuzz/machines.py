@@ -16,7 +16,7 @@ from ringhaul.testing.coordinator_script import SUM, Script
 from ringhaul.testing.fuzz.makers import Maker
 from ringhaul.testing.fuzz.mutants import mutated_bytes, mutated_message
 from ringhaul.testing.peer_script import COUNTS, ME, OTHER, TICKET, PeerScript
-from ringhaul.wire import coordinator_messages
+from ringhaul.wire import coordinator_messages, session_messages
 from ringhaul.wire.codec import Envelope, decode, encode
 from ringhaul.wire.coordinator_messages import (
     Began,
@@ -38,6 +38,7 @@ from ringhaul.wire.session_messages import Evicted, Heartbeat, Leave
 _SMALL = 4
 _CONVERSATIONS = 200
 _FITTING = 30
+_ROOMS = (coordinator_messages.__name__, session_messages.__name__)
 _KINDS = [kind for kind in MESSAGES.values() if kind.__module__ == coordinator_messages.__name__]
 
 
