@@ -123,6 +123,8 @@ def main():
     from metrics import read_metrics
 
     rows = read_metrics(folder)
+    if not rows:
+        sys.exit("no round ended: give it more --seconds")
     print(f"{check(rows)} rounds of several peers, the same bits on all after each")
     if args.plot:
         from plots import plot_metrics
