@@ -10,6 +10,8 @@ DEFAULT_PORT = 48148
 FRAME_BYTES_MAX = 1 << 20
 #: Members of one group. The ring order of one proposal has to fit into a frame.
 PEERS_MAX = 1024
+#: Peers of all groups together, pending ones too: whoever says a valid hello is one.
+RUN_PEERS_MAX = 4 * PEERS_MAX
 #: Names, tags, reasons. Long enough for a sentence, short enough to be logged.
 TEXT_LENGTH_MAX = 1000
 NAME_LENGTH_MAX = 64
@@ -18,6 +20,8 @@ TAG_LENGTH_MAX = 200
 ADDRESSES_MAX = 16
 #: Arrays in one shared state: only their digest travels, this bounds what users may pass.
 STATE_ENTRIES_MAX = 100_000
+#: Of a coordinator, in milliseconds of its start; whoever names a higher one poisons the run.
+INCARNATION_MAX = 1 << 53
 #: Operations one group may have open at once (DESIGN: windows of 8 are usual).
 OPEN_OPERATIONS_MAX = 10_000
 #: Verdicts the coordinator and a peer remember, for who comes to a key later.
@@ -28,6 +32,16 @@ DECISIONS_KEPT_MAX = 65_536
 #: Control messages one side keeps until the other has them; a peer that does not
 #: acknowledge so many is gone in all but name.
 UNACKNOWLEDGED_MAX = 100_000
+
+#: A status report fits into a frame even if all texts are long and of four bytes a character:
+#: peers, groups and operations that it describes, ...
+STATUS_PEERS_MAX = 512
+STATUS_GROUPS_MAX = 64
+STATUS_OPERATIONS_MAX = 32
+#: ... peers it names per operation, characters of a text, and events the coordinator keeps.
+STATUS_NAMES_MAX = 16
+STATUS_TEXT_MAX = 160
+STATUS_EVENTS_MAX = 64
 
 # -- Time -----------------------------------------------------------------------------------
 
@@ -77,6 +91,11 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
+#: Arrays up to this are sent unasked in a whole, as a rule: their grants may wait for a moment
+#: (64 KiB, 2 peers, loopback: a seventh of the CPU of a call).
+SMALL_ARRAY_BYTES = 256 * 1024
+#: A segment counts as so many at least: one of a byte needs as much beside its payload.
+EAGER_SEGMENT_BYTES = 512
 #: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
 #: loopback: 2-4 best), ...
 STREAMS_SHORT_PATH = 2
@@ -90,8 +109,9 @@ STREAMS_MAX = 64
 #: Bytes that wait unsent in the kernel, per stream: what a slow stream has taken is late
 #: (1 Gbit/s, 100 ms, 256 MiB, 8 streams: 90 % of the link, with 512 KiB 82 %).
 NOT_SENT_BYTES = 128 * 1024
-#: A receiver acknowledges after so many bytes or segments, or when a sweep comes by.
-ACKNOWLEDGE_BYTES = 2 << 20
+#: A receiver acknowledges after so many bytes or segments, or when a sweep comes by: on a fast
+#: link seldom, as one costs as much as a segment (64 MiB, 4 peers: 3 % of the CPU with 2 MiB).
+ACKNOWLEDGE_BYTES = 16 << 20
 ACKNOWLEDGE_SEGMENTS = 32
 #: Between two looks at what is under way: late acknowledgements, stalled streams.
 SWEEP_INTERVAL_S = 0.05
@@ -100,15 +120,55 @@ RESEND_AFTER_S = 0.25
 #: A link that moves less than the minimum rate (bytes/s) for so long counts as broken.
 LINK_STALLED_S = 10.0
 LINK_RATE_MIN = 1024
+#: A receiver whose generation is not open yet says so at this interval; a sender that has not
+#: heard it for a few of them judges the link as any other.
+HOLD_INTERVAL_S = 0.5
+HOLD_VALID_S = 3.0
 #: Grants and acknowledgements that wait for a sender that does not read them.
 REPLIES_BYTES_MAX = 1 << 20
-#: A link that broke so often since the last admission counts as unusable.
+#: A link that broke so often, without an operation committed over it in between, counts as
+#: unusable until the next admission.
 LINK_BREAKS_MAX = 3
 #: The same, if it failed when it was dialled: once may be a lost packet or a busy machine.
 DIAL_FAILURES_MAX = 2
-#: Connections a listener holds before they have proved anything.
+#: Connections a listener holds before they have proved anything. If more come, the oldest of
+#: the host that has most of them goes: strangers keep no honest peer out.
 UNPROVED_CONNECTIONS_MAX = 256
+#: Connections that the kernel keeps until they are accepted: a burst of strangers fits in.
+ACCEPT_BACKLOG = 1024
+#: Random numbers that the two ends of a data stream have to answer.
+CHALLENGE_BYTES = 16
 #: Steps the search for a ring around unusable pairs may take.
 RING_SEARCH_STEPS_MAX = 20_000
-#: One read or write of a state transfer.
+
+# -- Shared state ---------------------------------------------------------------------------
+
+#: What is hashed, compared, fetched and verified as one. BLAKE3 is as fast as it gets from
+#: 256 KiB on; smaller ones make more headers, larger ones leave the cache (measured: 64 KiB
+#: 3.5, 256 KiB to 1 MiB 4.3, 4 MiB 3.3 GB/s).
 STATE_BLOCK_BYTES = 1 << 20
+#: A requester asks so many holders at once, ...
+STATE_HOLDERS_MAX = 16
+#: ... and so many fellow requesters.
+STATE_FELLOWS_MAX = 8
+#: Requesters that one holder is named to, on average; who has fewer holders has its fellows.
+STATE_REQUESTERS_PER_HOLDER = 32
+#: Compressed names, dtypes and shapes in a report; what is longer is cut. 1024 reports that
+#: wait for the last member are 32 MiB.
+MANIFEST_BYTES_MAX = 32 * 1024
+#: Connections to one source: on a short path one moves all, ...
+STATE_STREAMS_SHORT_PATH = 1
+#: ... on a long one windows limit each.
+STATE_STREAMS_LONG_PATH = 4
+#: Blocks asked for and not here yet, per connection: a slow source shall hold few of them.
+STATE_WINDOW_BLOCKS_MAX = 8
+#: What a source delivers in so long may be under way (and two round trips more).
+STATE_WINDOW_S = 0.5
+#: A connection that was asked and sends nothing for so long is closed.
+STATE_SILENCE_S = 5.0
+#: ... and is dialled again so often, if it gave nothing.
+STATE_DIALS_MAX = 6
+#: Without holders, fellows that have nothing new for so long are given up.
+STATE_STARVED_S = 10.0
+#: Below this an upload budget, divided among requesters, would look like silence.
+UPLOAD_BYTES_PER_S_MIN = 64 * 1024

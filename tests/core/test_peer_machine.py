@@ -184,6 +184,17 @@ def test_a_loss_under_raise_is_told_when_the_next_generation_is_open(script: Scr
     assert fail.view.generation == 2
 
 
+def test_a_generation_has_one_ring_whatever_a_verdict_during_its_repair_names(
+    script: Script,
+) -> None:
+    script.call()
+    script.verdict(Outcome.TIMEOUT, ring_order=(ME,))  # who is left
+
+    (fail,) = script.those(Fail)
+    assert fail.view is not None
+    assert fail.view.ring_order == (ME, OTHER)
+
+
 def test_a_timeout_asks_the_coordinator_once(script: Script) -> None:
     script.call(timeout_s=0.5)
     script.tick_at(0.5)

@@ -21,8 +21,11 @@ from ringhaul.core.coordinator.model import Effect, Forget, Save, SavedRun
 from ringhaul.core.steps import Close, LinkLost, Log, Received, Send, Tick
 from ringhaul.errors import InvariantError, JournalError, WireError
 from ringhaul.ids import LinkId
+from ringhaul.io.doorway import Doorway
 from ringhaul.io.journal import Journal
 from ringhaul.io.link import MessageLink
+from ringhaul.io.logs import log_effect
+from ringhaul.io.reactor import Reactor
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.records import Address
 from ringhaul.wire.session_messages import Refused
@@ -140,6 +143,7 @@ class _Connection:
     is_known: bool = True
     #: It said who it is, and the machine took it.
     proved: trio.Event = field(default_factory=trio.Event)
+    leave_doorway: Callable[[], None] = field(default=lambda: None)
 
 
 class _Server:
@@ -153,7 +157,9 @@ class _Server:
         self._handshake_s = handshake_s
         #: Every connection whose stream is open; some of them only drain.
         self._connections: dict[LinkId, _Connection] = {}
+        self._doorway = Doorway(limits.UNPROVED_CONNECTIONS_MAX)
         self._accepted_count = 0
+        self._reactor = Reactor()
         self._timer = trio.CancelScope()
         self._everything = trio.CancelScope()
         self._failure: InvariantError | None = None
@@ -163,6 +169,7 @@ class _Server:
         """Serve until cancelled, or until the machine fails."""
         with self._everything:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._reactor.run)
                 nursery.start_soon(self._keep_time)
                 if self._journal is not None:
                     nursery.start_soon(self._journal.run)
@@ -185,7 +192,9 @@ class _Server:
             return
         for effect in effects:
             self._perform(effect)
-        self._timer.deadline = self._machine.next_deadline()
+        deadline = self._machine.next_deadline()
+        if deadline != self._timer.deadline:
+            self._timer.deadline = deadline
 
     def _perform(self, effect: Effect) -> None:
         """Do one thing the machine wants done. Connections that ended are passed over."""
@@ -203,8 +212,8 @@ class _Server:
             case Save() | Forget():
                 if self._journal is not None:
                     self._journal.put_nowait(effect)
-            case Log(text, important):
-                logger.log(logging.INFO if important else logging.DEBUG, "%s", text)
+            case Log():
+                log_effect(logger, effect)
             case _:
                 assert_never(effect)
 
@@ -215,8 +224,7 @@ class _Server:
             with self._timer:
                 await trio.sleep_forever()
             # Bytes that wait to be read may show that a peer lives: read first, then judge.
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
+            self._reactor.handle_ready()
             if self._machine.next_deadline() <= trio.current_time():
                 self._step(Tick())
 
@@ -229,22 +237,25 @@ class _Server:
         except OSError:  # it is gone already
             stream.socket.close()
             return
-        unproved_count = sum(not c.proved.is_set() for c in self._connections.values())
-        if unproved_count >= limits.UNPROVED_CONNECTIONS_MAX:
-            self._log_refusal(host, f"{unproved_count} connections have not said who they are")
-            stream.socket.close()
-            return
         self._accepted_count += 1
         link_id = LinkId(self._accepted_count)
-        link = MessageLink(stream, on_wire_error=partial(self._on_wire_error, link_id))
+        link = MessageLink(
+            stream, self._reactor, on_wire_error=partial(self._on_wire_error, link_id)
+        )
         connection = self._connections[link_id] = _Connection(link, host)
         self._step(LinkAccepted(link_id, host))
+        reason = "sent away: too many connections have not said who they are"
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._await_proof, link_id, connection)
-                reason = await link.run(partial(self._on_envelope, link_id, connection))
-                nursery.cancel_scope.cancel()
+            with trio.CancelScope() as scope:
+                connection.leave_doorway = self._doorway.enter(host, scope.cancel)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._await_proof, link_id, connection)
+                    reason = await link.run(partial(self._on_envelope, link_id, connection))
+                    nursery.cancel_scope.cancel()
+            if scope.cancelled_caught:
+                self._log_refusal(host, reason)
         finally:
+            connection.leave_doorway()
             del self._connections[link_id]
         self._lose(link_id, connection, reason)
 
@@ -256,6 +267,7 @@ class _Server:
             _, peer_id = self._machine.run.links.get(link_id, ("", None))
             if peer_id is not None:
                 connection.proved.set()
+                connection.leave_doorway()
 
     async def _await_proof(self, link_id: LinkId, connection: _Connection) -> None:
         """Close a connection that does not say who it is."""

@@ -4,6 +4,7 @@ Writes happen in a worker thread, behind the machine's back: what is lost when t
 is killed at once after a change is what its members report anyway.
 """
 
+import json
 import logging
 import sqlite3
 from collections import deque
@@ -11,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-import msgpack
 import trio
 
 from ringhaul.core.coordinator.journal import Memory
@@ -31,8 +31,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (only_one INTEGER PRIMARY KEY CHECK (only_one = 1),
                                 run_id BLOB NOT NULL, incarnation INTEGER NOT NULL,
                                 secret BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS peers (id TEXT PRIMARY KEY, facts BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS groups (number INTEGER PRIMARY KEY, facts BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS peers (id TEXT PRIMARY KEY, facts TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS groups (number INTEGER PRIMARY KEY, facts TEXT NOT NULL);
 """
 
 
@@ -194,18 +194,17 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("COMMIT")
 
 
-def _pack_peer(peer: SavedPeer) -> bytes:
+def _pack_peer(peer: SavedPeer) -> str:
     places = [[address.host, address.port] for address in peer.addresses]
-    facts = [peer.id, peer.secret, peer.group, places, peer.min_world_size, peer.arrival]
-    packed: bytes = msgpack.packb(facts)
-    return packed
+    facts = [peer.id, peer.secret.hex(), peer.group, places, peer.min_world_size, peer.arrival]
+    return json.dumps(facts)
 
 
-def _unpack_peer(facts: bytes) -> SavedPeer:
-    peer_id, secret, group, places, min_world_size, arrival = msgpack.unpackb(facts)
+def _unpack_peer(facts: str) -> SavedPeer:
+    peer_id, secret, group, places, min_world_size, arrival = json.loads(facts)
     return SavedPeer(
         id=PeerId(str(peer_id)),
-        secret=bytes(secret),
+        secret=bytes.fromhex(secret),
         group=int(group),
         addresses=tuple(Address(str(host), int(port)) for host, port in places),
         min_world_size=int(min_world_size),
@@ -213,24 +212,23 @@ def _unpack_peer(facts: bytes) -> SavedPeer:
     )
 
 
-def _pack_group(group: SavedGroup) -> bytes:
+def _pack_group(group: SavedGroup) -> str:
     facts = [
         group.number,
         group.generation,
         group.proposed_generation,
         list(group.ring_order),
-        group.state,
+        group.state and [group.state[0], group.state[1].hex()],
     ]
-    packed: bytes = msgpack.packb(facts)
-    return packed
+    return json.dumps(facts)
 
 
-def _unpack_group(facts: bytes) -> SavedGroup:
-    number, generation, proposed_generation, ring_order, state = msgpack.unpackb(facts)
+def _unpack_group(facts: str) -> SavedGroup:
+    number, generation, proposed_generation, ring_order, state = json.loads(facts)
     return SavedGroup(
         number=int(number),
         generation=Generation(int(generation)),
         proposed_generation=Generation(int(proposed_generation)),
         ring_order=tuple(PeerId(str(peer)) for peer in ring_order),
-        state=None if state is None else (int(state[0]), bytes(state[1])),
+        state=None if state is None else (int(state[0]), bytes.fromhex(state[1])),
     )

@@ -41,6 +41,8 @@ class OutgoingLink:
         self.is_closed = False
         self.streams: list[OutgoingStream] = []
         self.reactor = reactor
+        #: Payload handed to streams, what was sent again included.
+        self.sent_bytes = 0
         self._owner = owner
         self._lanes = Lanes()
         self._first = 0
@@ -85,7 +87,10 @@ class OutgoingLink:
 
     def take(self) -> Segment | None:
         """The next segment that may be sent."""
-        return self._lanes.take()
+        segment = self._lanes.take()
+        if segment is not None:
+            self.sent_bytes += len(segment.view)
+        return segment
 
     def on_grant(self, header: SegmentHeader) -> None:
         """The receiver has posted an operation."""
@@ -146,6 +151,9 @@ class OutgoingLink:
 
     def _judge_link(self, now: float) -> None:
         """A link with something under way has to move at a minimum rate."""
+        if any(stream.is_held(now) for stream in self.streams):
+            self._progress = (now, -1)
+            return
         total = sum(stream.acknowledged_bytes() for stream in self.streams)
         since, acknowledged = self._progress
         elapsed_s = now - since
@@ -159,7 +167,7 @@ class OutgoingLink:
     def _judge(self, stream: OutgoingStream, now: float) -> None:
         """Send again what one stream holds back while others deliver."""
         others = [other for other in self.streams if other is not stream]
-        if not stream.unacknowledged or not others:
+        if not stream.unacknowledged or not others or stream.is_held(now):
             return
         patience_s = max(limits.RESEND_AFTER_S, 3 * max(other.delay_s for other in others))
         # a stream with nothing to deliver could have delivered this by now

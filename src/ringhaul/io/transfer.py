@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ringhaul import limits
 from ringhaul.ids import CallId, Generation
 from ringhaul.wire.segment_header import SegmentHeader
 
@@ -20,6 +21,11 @@ def as_bytes(array: NDArray[Any]) -> memoryview:
     return array.view(np.uint8).data if array.size else memoryview(b"")
 
 
+def eager_cost(payload_bytes: int) -> int:
+    """What a segment that nobody asked for takes of `EAGER_BYTES_MAX`; the same at both ends."""
+    return max(payload_bytes, limits.EAGER_SEGMENT_BYTES)
+
+
 class Transfer(Protocol):
     """One attempt of one operation on this rank. Never waits; sends nothing by itself.
 
@@ -28,6 +34,7 @@ class Transfer(Protocol):
         generation: of the attempt.
         signature: as headers name the kind, dtype and size.
         call: the user's, to report to.
+        is_small: what it receives hardly matters beside `EAGER_BYTES_MAX`.
         sent_bytes: of all segments handed out so far.
         received_bytes: of all segments taken so far.
     """
@@ -36,6 +43,7 @@ class Transfer(Protocol):
     key: TransferKey
     generation: Generation
     signature: int
+    is_small: bool
     sent_bytes: int
     received_bytes: int
 

@@ -42,7 +42,8 @@ class PeerScript:
         self.peer = Peer(
             PeerOptions(
                 coordinator="host:1", name="me", group=0, addresses=(Address("192.0.2.1", 1),)
-            )
+            ),
+            check_every=1,
         )
         self.now = 0.0
         self.effects: list[Effect] = []
@@ -100,13 +101,20 @@ class PeerScript:
             )
         )
 
-    def verdict(self, outcome: Outcome, *, generation: int = 1, ordinal: int = 0) -> list[Effect]:
+    def verdict(
+        self,
+        outcome: Outcome,
+        *,
+        generation: int = 1,
+        ordinal: int = 0,
+        ring_order: tuple[PeerId, ...] = (ME, OTHER),
+    ) -> list[Effect]:
         return self.hear(
             Verdict(
                 generation=Generation(generation),
                 key=OpKey(None, ordinal),
                 outcome=outcome,
-                ring_order=(ME, OTHER),
+                ring_order=ring_order,
                 counts=COUNTS,
                 culprits=(OTHER,),
                 detail="the detail",

@@ -58,9 +58,9 @@ class CoordinatorThread:
         try:
             trio.run(self._main)
         except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(error)
-            raise
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import torch
-from torch import nn
 from torch.optim import Optimizer
 
+import torch
 from ringhaul import diloco
 from ringhaul.diloco.loop import OuterLoop
 from ringhaul.diloco.members import Collectives
@@ -19,6 +18,7 @@ from ringhaul.diloco.outer import OuterOptimizer
 from ringhaul.diloco.results import RoundInfo
 from ringhaul.quant import Codec
 from ringhaul.torch.store import ModuleStore
+from torch import nn
 
 
 class _Hook(Protocol):

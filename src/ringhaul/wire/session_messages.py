@@ -15,6 +15,7 @@ from ringhaul.wire.fields import (
     address_host,
     boolean,
     name_text,
+    optional,
     peer_id,
     seconds,
     text,
@@ -128,6 +129,9 @@ class Heartbeat(Message):
     pong: Annotated[int, uint] = 0
     #: From the coordinator: all members have the decisions up to this number.
     settled: Annotated[int, uint] = 0
+    #: Payload that a member has sent to the next rank since its last heartbeat, by the second;
+    #: for `ringhaul status`.
+    outgoing_bytes_per_s: Annotated[int | None, optional(uint)] = None
 
 
 # -- The end ----------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ def on_vote(run: Run, peer: Peer, message: Vote) -> None:
     if not run.has_voted(peer):
         return  # it votes again when it has seen the repair
     if message.fresh and group.is_begun:
-        _skip(run, peer)
+        if group.wanted is None:  # else it votes again, and is told of a ring that is open
+            _skip(run, peer)
         return
     for collective in group.open.values():
         for other, began in collective.began.items():
@@ -156,13 +157,15 @@ def maybe_admit(run: Run) -> bool:
         return False
     groups = list(run.groups.values())
     if not members:
-        groups = [g for g in groups if len(run.joinable(g)) >= _required(run, g)]
+        groups = [g for g in groups if len(run.joinable(g)) >= required_size(run, g)]
     elif _find_differing_counts(run):
         return True
-    elif any(g.ring_order and _size_after(run, g) < _required(run, g) for g in groups):
+    elif any(g.ring_order and _size_after(run, g) < required_size(run, g) for g in groups):
         return False  # admit waits for more
     else:
-        groups = [g for g in groups if g.ring_order or len(run.joinable(g)) >= _required(run, g)]
+        groups = [
+            g for g in groups if g.ring_order or len(run.joinable(g)) >= required_size(run, g)
+        ]
     if not any(run.joinable(group) for group in groups):
         if members:
             _finish(run, VoteOutcome.UNCHANGED)
@@ -176,7 +179,8 @@ def _size_after(run: Run, group: Group) -> int:
     return len(group.ring_order) + len(run.joinable(group))
 
 
-def _required(run: Run, group: Group) -> int:
+def required_size(run: Run, group: Group) -> int:
+    """How many have to be there: the largest `min_world_size` of the group's peers."""
     peers = [peer for peer in run.peers.values() if peer.group == group.number]
     return max((peer.min_world_size for peer in peers), default=1)
 
@@ -212,4 +216,5 @@ def report_waiting(run: Run) -> None:
     for member in run.members():
         if run.has_voted(member):
             run.send(member, report)
-    run.log(f"admit waits for {', '.join(missing) or 'more peers to come'}")
+    names = ", ".join(missing) or "more peers to come"
+    run.log(f"admit waits for {names}", event="waiting", missing=names)

@@ -2,17 +2,18 @@
 
 import enum
 import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from ringhaul import limits
+from ringhaul.core.coordinator.patience import Arrivals
 from ringhaul.core.session import Session
 from ringhaul.core.steps import Close, Log, Send
 from ringhaul.ids import NO_GENERATION, Generation, LinkId, OpKey, PeerId
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Began, Report, Verdict, Vote, VoteResult
 from ringhaul.wire.message import Message
-from ringhaul.wire.records import Address, Counts, Ticket
+from ringhaul.wire.records import Address, Content, Counts, Ticket
 from ringhaul.wire.session_messages import Hello
 
 
@@ -69,7 +70,9 @@ class Options:
     """What an operator may set. Seconds."""
 
     heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
+    #: An awaited peer is lost after this; more, if it was heard irregularly so far, ...
     silence_busy_s: float = limits.SILENCE_BUSY_S
+    #: ... up to this, after which every silent peer is.
     silence_idle_s: float = limits.SILENCE_IDLE_S
     session_grace_s: float = limits.SESSION_GRACE_S
     proposal_s: float = limits.PROPOSAL_S
@@ -92,11 +95,15 @@ class Peer:
     link: LinkId | None
     link_lost_at: float = 0.0
     heard_at: float
+    arrivals: Arrivals = field(default_factory=Arrivals)
     #: Counts while its generation is the open one: whatever was begun before it is known then.
     vote: Vote | None = None
     voted_at: float = 0.0
     pinged: int = 0
     ponged: int = 0
+    #: When it came, or became a member.
+    since: float = 0.0
+    outgoing_bytes_per_s: int | None = None
     #: Took part in a committed `sync_state` of this run: holds the shared state.
     holds_state: bool = False
     #: Its session is from before this coordinator was started: its next `Resume` begins a new
@@ -174,6 +181,9 @@ class Group:
     breaks: Counter[tuple[PeerId, PeerId]] = field(default_factory=Counter)
     #: Revision and digest of the last committed `sync_state`.
     state: tuple[int, bytes] | None = None
+    #: The last election: its call (keys count from an admission), and what all attempts of
+    #: that are to bring.
+    elected: tuple[Generation, OpKey, Content] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -205,6 +215,8 @@ class Run:
         assert incarnation > 0
         self.run_id = run_id
         self.incarnation = incarnation
+        #: Of this start; it rises if a peer has heard of a later one.
+        self.first_incarnation = incarnation
         self.options = options
         self.now = 0.0
         self.effects: list[Effect] = []
@@ -226,13 +238,18 @@ class Run:
         self.vote_reported = False
         #: Peers to be removed before this step ends, and why.
         self.condemned: list[tuple[PeerId, str]] = []
+        #: The important ones of what was logged, and when; for `ringhaul status`.
+        self.events: deque[tuple[float, str]] = deque(maxlen=limits.STATUS_EVENTS_MAX)
+        self.started_at: float | None = None
         self._secret = secret
 
     # -- speaking -----------------------------------------------------------------------------
 
-    def log(self, text: str, *, important: bool = True) -> None:
-        """Tell the operator."""
-        self.effects.append(Log(text, important))
+    def log(self, text: str, *, important: bool = True, **facts: str | int) -> None:
+        """Tell the operator; `facts` are for structured logs."""
+        self.effects.append(Log(text, important, facts=tuple(facts.items())))
+        if important:
+            self.events.append((self.now, text))
 
     def send(self, peer: Peer, message: Message) -> None:
         """Send a message of the session; kept and sent again if the connection breaks."""

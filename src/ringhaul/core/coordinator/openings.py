@@ -12,7 +12,7 @@ from ringhaul.core.coordinator.model import Doubt, Group, Peer, Proposed, Run, W
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.limits import DIAL_FAILURES_MAX, LINK_BREAKS_MAX
-from ringhaul.ring.order import largest_ring
+from ringhaul.ring.order import largest_ring, neighbours_of
 from ringhaul.wire.coordinator_messages import LinkFailed, LinkReady, Opened, Proposal
 from ringhaul.wire.session_messages import Heartbeat
 
@@ -89,6 +89,9 @@ def maybe_open(run: Run) -> bool:
         for peer in run.peers.values():
             peer.vote = None
     joined = {g.number: _install(g) for g in opening}
+    for peer_ids in joined.values():
+        for peer_id in peer_ids:
+            run.peers[peer_id].since = run.now
     for group in opening:
         _announce(run, group, joined[group.number], admission=group in admitting)
     return bool(opening)
@@ -134,7 +137,12 @@ def _announce(run: Run, group: Group, joined: tuple[PeerId, ...], *, admission: 
     journal.save_group(run, group)
     run.log(
         f"group {group.number}: generation {group.generation} opened by "
-        f"{'admission' if admission else 'repair'}: {' -> '.join(group.ring_order)}"
+        f"{'admission' if admission else 'repair'}: {' -> '.join(group.ring_order)}",
+        event="opened",
+        group=group.number,
+        generation=group.generation,
+        world_size=len(group.ring_order),
+        by="admission" if admission else "repair",
     )
 
 
@@ -152,6 +160,8 @@ def on_link_failed(run: Run, peer: Peer, message: LinkFailed) -> None:
         raise ProtocolError("reports a link of a ring it is not in")
     if message.neighbour not in ring:
         return  # lost already
+    if message.neighbour not in neighbours_of(ring, peer.id):
+        raise ProtocolError(f"reports a link with {message.neighbour}, which is no neighbour")
     accused = run.peers[message.neighbour]
     for known in group.doubts:
         if known.reporter == peer.id and known.accused == accused.id:
@@ -167,7 +177,15 @@ def on_link_failed(run: Run, peer: Peer, message: LinkFailed) -> None:
         ping=accused.ponged + 1,
     )
     group.doubts.append(doubt)
-    run.log(f"{peer.id} has no link with {message.neighbour}: {message.reason}")
+    run.log(
+        f"{peer.id} has no link with {message.neighbour}: {message.reason}",
+        event="link_broken",
+        peer=peer.id,
+        neighbour=message.neighbour,
+        group=group.number,
+        generation=message.generation,
+        reason=message.reason,
+    )
 
 
 def settle_doubts(run: Run, group: Group) -> bool:

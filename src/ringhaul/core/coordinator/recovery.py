@@ -13,7 +13,7 @@ from ringhaul.core.coordinator.model import Group, Peer, Recovery, Run, Wanted
 from ringhaul.core.coordinator.reports import Told, read_reports
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import LinkId, PeerId
-from ringhaul.limits import UNACKNOWLEDGED_MAX
+from ringhaul.limits import INCARNATION_MAX, UNACKNOWLEDGED_MAX
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Finished,
@@ -55,22 +55,26 @@ def on_hello(run: Run, recovery: Recovery, link: LinkId, host: str, message: Hel
 
 def on_resume(run: Run, recovery: Recovery, envelope: Envelope, message: Resume) -> None:
     """A peer is back, perhaps one that we do not know: the first one names the run."""
+    if envelope.incarnation > INCARNATION_MAX:
+        return  # refused: there would be no higher one left
     if not recovery.is_identified and any(envelope.run_id):
         run.run_id = envelope.run_id
+        recovery.since = recovery.look_at = run.now  # the others get their time from now on
         _identify(run, recovery)
         journal.save_run(run)
         run.log(f"{message.peer} continues the run {run.run_id.hex()[:8]}")
     if envelope.run_id != run.run_id:
         return
     peer = run.peers.get(message.peer)
+    known = peer.secret if peer is not None else b""
+    is_ours = message.secret == (known or members.session_secret(run, message.peer))
+    if (known or recovery.has_journal) and not is_ours:
+        return  # refused: it has no session
     if envelope.incarnation >= run.incarnation and (peer is None or peer.awaits_reset):
         run.incarnation = envelope.incarnation + 1
         journal.save_run(run)
-    if peer is not None and peer.secret:
+    if known:
         return
-    is_ours = message.secret == members.session_secret(run, message.peer)
-    if recovery.has_journal and not is_ours:
-        return  # refused: it has no session
     if peer is None:
         peer = _recreate(run, message.peer, message.group)
     peer.secret = message.secret

@@ -184,7 +184,7 @@ def timers(state: State) -> Iterator[tuple[float, Callable[[State], None]]]:
 def _send_heartbeat(state: State) -> None:
     state.heartbeat_at = state.now + state.heartbeat_interval_s
     if state.is_resumed:
-        state.send_unnumbered(Heartbeat())
+        state.send_unnumbered(Heartbeat(outgoing_bytes_per_s=state.outgoing_bytes_per_s))
 
 
 def _on_silence(state: State) -> None:

@@ -4,6 +4,7 @@ Decides when links are made, when a generation is in use, and how an `admit` end
 """
 
 from dataclasses import replace
+from typing import Any
 
 from ringhaul.core.peer import collective, recovery
 from ringhaul.core.peer.model import Admit, Phase, State
@@ -20,6 +21,7 @@ from ringhaul.core.peer.steps import (
     View,
 )
 from ringhaul.errors import CallTimeout, CollectiveAborted, MismatchError, RinghaulError
+from ringhaul.ring.order import neighbours_of
 from ringhaul.wire.coordinator_messages import (
     GiveUpVote,
     LinkFailed,
@@ -58,8 +60,10 @@ def on_link_broken(state: State, event: LinkBroken) -> None:
     ring_order = state.ring_order
     if state.proposal is not None:
         generation, ring_order = state.proposal.generation, state.proposal.ring_order
-    if event.neighbour not in ring_order:
-        return
+    if state.peer_id not in ring_order or event.neighbour not in neighbours_of(
+        ring_order, state.peer_id
+    ):
+        return  # it was one in an older ring
     known = {(generation, event.neighbour, refused) for refused in (event.refused, True)}
     if known & state.broken:
         return  # but a refusal after a mere reset is news: a second witness
@@ -110,7 +114,7 @@ def on_admit_called(state: State, event: AdmitCalled) -> None:
     """The caller is in `admit`: vote, unless this `admit` has already failed for all."""
     deadline_at = float("inf") if event.timeout_s is None else state.now + event.timeout_s
     assert state.admit is None, "two admits at once"
-    state.admit = Admit(id=event.call, deadline_at=deadline_at)
+    state.admit = Admit(id=event.call, called_at=state.now, deadline_at=deadline_at)
     heard = state.vote_results.get(state.admit_index)
     if heard is not None:
         _finish(state, *heard)
@@ -152,6 +156,7 @@ def _finish(state: State, result: VoteResult, view: View) -> None:
     assert state.admit is not None
     call = state.admit.id
     asked = state.admit.asked
+    waited_s = state.now - state.admit.called_at
     state.admit = None
     outcome, detail = result.outcome, result.detail
     if outcome is not VoteOutcome.SKIPPED:
@@ -160,16 +165,21 @@ def _finish(state: State, result: VoteResult, view: View) -> None:
     elif asked is not None:
         outcome, detail = asked.outcome, asked.detail
         state.is_fresh = True  # for the others it never happened
-    facts = {"generation": result.generation, "peers": result.culprits}
+    facts: dict[str, Any] = {
+        "generation": result.generation,
+        "peers": result.culprits,
+        "phase": "admit",
+        "seconds": waited_s,
+    }
     error: RinghaulError
     match outcome:
         case VoteOutcome.UNCHANGED | VoteOutcome.SKIPPED:
             state.effects.append(Complete(call=call, view=view))
             return
         case VoteOutcome.TIMEOUT:
-            error = CallTimeout(f"admit: {detail}", **facts)  # type: ignore[arg-type]
+            error = CallTimeout(f"admit: {detail}", **facts)
         case VoteOutcome.MISMATCH:
-            error = MismatchError(detail, **facts)  # type: ignore[arg-type]
+            error = MismatchError(detail, **facts)
         case VoteOutcome.INTERRUPTED:
-            error = CollectiveAborted(f"admit was interrupted by {detail}", **facts)  # type: ignore[arg-type]
+            error = CollectiveAborted(f"admit was interrupted by {detail}", **facts)
     state.effects.append(Fail(call, error, view))
