@@ -120,20 +120,19 @@ def run(args: argparse.Namespace) -> list[list[dict[str, Any]]]:
 
 def summed_up(answers: list[list[dict[str, Any]]], rounds: int) -> list[dict[str, Any]]:
     """The slowest peer of each run, beside synchronous DiLoCo with the same codec."""
-    rows = []
-    for runs in zip(*answers, strict=True):
-        rows.append(
-            {
-                "loop": runs[0]["loop"],
-                "codec": runs[0]["codec"],
-                "not_computing": max(run["idle_s"] / run["total_s"] for run in runs),
-                "idle_s_per_round": max(run["idle_s"] for run in runs) / rounds,
-                # who comes last waits least: of two, the one that waits for the network alone
-                "wait_s_per_round": min(run["wait_s"] for run in runs) / rounds,
-                "reduce_s": statistics.median(run["reduce_s"] for run in runs),
-                "sent_mb_per_round": runs[0]["sent_mb"],
-            }
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "loop": runs[0]["loop"],
+            "codec": runs[0]["codec"],
+            "not_computing": max(run["idle_s"] / run["total_s"] for run in runs),
+            "idle_s_per_round": max(run["idle_s"] for run in runs) / rounds,
+            # who comes last waits least: of two, the one that waits for the network alone
+            "wait_s_per_round": min(run["wait_s"] for run in runs) / rounds,
+            "reduce_s": statistics.median(run["reduce_s"] for run in runs),
+            "sent_mb_per_round": runs[0]["sent_mb"],
+        }
+        for runs in zip(*answers, strict=True)
+    ]
     shown = {row["codec"]: row["wait_s_per_round"] for row in rows if row["loop"] == "diloco"}
     for row in rows:
         base = shown.get(row["codec"])

@@ -51,12 +51,20 @@ def local_shards(model):
     }
 
 
+def wait_complete(comm, outer):
+    """Go on only when every site is there with all its processes: else its FSDP would wait."""
+    shards = distributed.get_world_size()
+    while comm.global_world_size != comm.world_size * shards:
+        outer.admit()
+
+
 def train(args):
     """One process of one site."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")  # of this site alone; from torchrun's variables
     rank = distributed.get_rank()
     text = Text(args.text)
+    distributed.barrier()  # all of a site ask to be admitted at about the same time
     model = SmallGPT(width=32, layers=2, context=32)
     shard(model)
     inner = torch.optim.AdamW(model.parameters(), 3e-3, foreach=False)
@@ -64,6 +72,7 @@ def train(args):
         args.coordinator, group=rank, min_world_size=args.min_sites, name=f"{args.site}-{rank}"
     ) as comm:
         outer = DiLoCo(comm, local_shards(model), INNER_STEPS, codec=args.codec)
+        wait_complete(comm, outer)
         while outer.position < STEPS:
             # another batch in each process; the same position in all groups
             place = comm.rank * distributed.get_world_size() + rank
@@ -73,6 +82,8 @@ def train(args):
             inner.zero_grad()
             info = outer.step()
             if info is not None:
+                if info.admitted:
+                    wait_complete(comm, outer)
                 print(
                     f"{comm.peer_id}: step {info.position}, shard {rank} of {info.world_size} "
                     f"sites, loss {loss.item():.3f}, digest {outer.state.digest().hex()[:8]}",
