@@ -1,0 +1,69 @@
+"""What the effects of a step mean for a small world: messages become numbers."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from ringhaul.core.peer.steps import (
+    BeginTransfer,
+    Complete,
+    Dial,
+    DropTransfer,
+    Fail,
+    FollowSyncPlan,
+    ForgetKey,
+    Joined,
+    MakeLinks,
+    Stop,
+    UseRing,
+)
+from ringhaul.core.peer.steps import Effect as PeerEffect
+from ringhaul.core.steps import Close, Log, Send
+from ringhaul.ids import LinkId
+from ringhaul.testing.explore.cells import Names
+from ringhaul.wire.codec import Envelope
+from ringhaul.wire.coordinator_messages import Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message goes out."""
+
+    link: LinkId
+    message: int
+    is_heartbeat: bool
+
+
+Op = (
+    Sent | Close | Log | Dial | MakeLinks | BeginTransfer | DropTransfer | Joined | Complete
+    | Fail | Stop
+)  # fmt: skip
+
+
+class Teller:
+    """Turns effects into operations, and names the messages."""
+
+    def __init__(self) -> None:
+        self._messages: Names[Hashable] = Names()
+
+    def envelope(self, message: int) -> Envelope:
+        """The message that has this name."""
+        envelope = self._messages.values[message]
+        assert isinstance(envelope, Envelope)
+        return envelope
+
+    def told(self, effects: list[PeerEffect]) -> tuple[Op, ...]:
+        """What the world does about a step."""
+        ops: list[Op] = []
+        for effect in effects:
+            match effect:
+                case Send(link, envelope):
+                    number = self._messages.number(envelope)
+                    is_heartbeat = envelope.message == Heartbeat()
+                    ops.append(Sent(link, number, is_heartbeat))
+                case UseRing() | ForgetKey():
+                    pass  # what is stale here, is not looked at
+                case FollowSyncPlan():
+                    raise NotImplementedError("sync_state is not part of these worlds")
+                case _:
+                    ops.append(effect)
+        return tuple(ops)
