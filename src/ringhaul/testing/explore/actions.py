@@ -9,19 +9,21 @@ from ringhaul.core.peer.steps import (
     CallGivenUp,
     CloseCalled,
     CollectiveCalled,
+    DialFailed,
     Dialled,
     LinkBroken,
     LinkUp,
     Started,
     TransferDone,
 )
-from ringhaul.ids import CallId, LinkId, OpKey, PeerId
+from ringhaul.ids import CallId, LinkId, OpKey
 from ringhaul.testing.explore import oracles
 from ringhaul.testing.explore.draft import Draft, Tell
 from ringhaul.testing.explore.lab import Lab
 from ringhaul.testing.explore.world import (
     DIALLED,
     END,
+    FAILED,
     Call,
     Connection,
     Life,
@@ -198,11 +200,14 @@ def _do_deliver_up(draft: Draft, link: LinkId) -> None:
 def _do_deliver_down(draft: Draft, link: LinkId) -> None:
     connection = draft.connections[link]
     message, *rest = connection.down
-    is_open = message != END
+    is_open = message not in (END, FAILED)
     draft.connections[link] = connection._replace(down=tuple(rest), peer_open=is_open)
     place = connection.place
     if message == DIALLED:
         draft.step_peer(place, draft.lab.peers.event(Dialled(link)))
+        return
+    if message == FAILED:
+        draft.step_peer(place, draft.lab.peers.event(DialFailed("reset")))
         return
     draft.tell_message(f"p{place}", "coordinator", message)
     if message != END:
@@ -241,7 +246,7 @@ def _do_link_up(draft: Draft, place: int) -> None:
     ring = draft.processes[place].ring
     assert ring is not None
     if ring.next is not None:
-        draft.links.add((place, ring.next))
+        draft.links |= {(place, ring.next)}
     draft.change(place, is_linking=False)
     draft.step_peer(place, draft.lab.peers.event(LinkUp(ring.generation)))
 
@@ -257,19 +262,15 @@ def _do_missed(draft: Draft, place: int, before: int) -> None:
 
 
 def _do_notice(draft: Draft, who: int, sender: int, receiver: int) -> None:
-    draft.notices.discard(Notice(who, (sender, receiver)))
+    draft.notices -= {Notice(who, (sender, receiver))}
     _tell_broken(draft, who, receiver if who == sender else sender)
 
 
 def _tell_broken(draft: Draft, place: int, other: int) -> None:
     is_gone = draft.processes[other].life in (Life.DEAD, Life.STOPPED)
     reason = "connection refused" if is_gone else "reset or timed out"
-    broken = LinkBroken(neighbour=_id_of(draft, other), refused=is_gone, reason=reason)
+    broken = LinkBroken(neighbour=draft.processes[other].id, refused=is_gone, reason=reason)
     draft.step_peer(place, draft.lab.peers.event(broken))
-
-
-def _id_of(draft: Draft, place: int) -> PeerId:
-    return draft.lab.peers.machine(draft.processes[place].cell).state.peer_id
 
 
 def _do_transfer(draft: Draft, place: int, number: int) -> None:
@@ -315,9 +316,10 @@ def _do_swallow(draft: Draft, link: LinkId) -> None:
 def _do_reset(draft: Draft, link: LinkId, kept: int) -> None:
     connection = draft.connections[link]
     draft.fault = ("reset", connection.place, connection.place)
+    is_half_made = DIALLED in connection.down and not kept & 2
     draft.connections[link] = connection._replace(
         up=(*(connection.up if kept & 1 else ()), END),
-        down=(*(connection.down if kept & 2 else ()), END),
+        down=(*(connection.down if kept & 2 else ()), FAILED if is_half_made else END),
         up_ended=True,
         down_ended=True,
     )

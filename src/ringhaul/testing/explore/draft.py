@@ -17,12 +17,14 @@ from ringhaul.core.peer.steps import (
     Stop,
 )
 from ringhaul.core.steps import Close, Log, Tick
-from ringhaul.ids import CallId, Generation, LinkId
+from ringhaul.ids import CallId, LinkId
 from ringhaul.testing.explore import oracles
 from ringhaul.testing.explore.effects import Op, Sent
 from ringhaul.testing.explore.lab import Lab
 from ringhaul.testing.explore.world import (
+    DIALLED,
     END,
+    NO_CELL,
     Attempt,
     Connection,
     Life,
@@ -30,6 +32,7 @@ from ringhaul.testing.explore.world import (
     Process,
     Ring,
     World,
+    kept_if,
 )
 from ringhaul.wire.coordinator_messages import Opened, Outcome, Proposal, Verdict
 
@@ -48,9 +51,9 @@ class Draft:
         self.coordinator = world.coordinator
         self.processes = list(world.processes)
         self.connections = {connection.link: connection for connection in world.connections}
-        self.links = set(world.links)
-        self.notices = set(world.notices)
-        self.posted = set(world.posted)
+        self.links = world.links
+        self.notices = world.notices
+        self.posted = world.posted
         self.fault = world.fault
         self.waited = 0
         #: Effects that others see, done in this transition; a process dies after so many.
@@ -65,23 +68,20 @@ class Draft:
 
     def done(self) -> World:
         """The state that was reached."""
+        connections = [self.connections[link] for link in sorted(self.connections)]
         return World(
             coordinator=self.coordinator,
             processes=tuple(self.processes),
-            connections=tuple(
-                self.connections[link]
-                for link in sorted(self.connections)
-                if self.connections[link].peer_open or self.connections[link].coordinator_open
-            ),
-            links=frozenset(self.links),
-            notices=frozenset(notice for notice in self.notices if self._is_news(notice)),
-            posted=frozenset(self.posted),
+            connections=tuple(c for c in connections if c.peer_open or c.coordinator_open),
+            links=self.links,
+            notices=kept_if(self.notices, self._is_news),
+            posted=oracles.still_needed(self),
             fault=self.fault,
             waited=self.waited,
             admitted=self.admitted,
             verdicts=self.verdicts,
-            outcomes=self.outcomes,
-            views=self.views,
+            outcomes=oracles.unheard_outcomes(self),
+            views=oracles.unheard_views(self),
         )
 
     def trace(self, who: str, what: object) -> None:
@@ -116,7 +116,10 @@ class Draft:
     def step_peer(self, place: int, event: int, passed_s: float = 0.0) -> None:
         """Give a process an event, and do what its machine says while it lives."""
         cell, ops = self.lab.peers.step(self.processes[place].cell, event, passed_s)
-        self.change(place, cell=cell)
+        process = self.processes[place]
+        if cell != process.cell:
+            id_ = process.id or self.lab.peers.machine(cell).state.peer_id
+            self.processes[place] = process._replace(cell=cell, id=id_)
         for op in ops:
             if isinstance(op, VISIBLE):
                 if self.visible == self.dies_after:
@@ -143,8 +146,9 @@ class Draft:
             case Verdict(outcome=outcome) as verdict if outcome is not Outcome.ABORTED:
                 oracles.record_verdict(self, verdict)
             case Opened(admission=True, generation=generation):
-                if generation not in self.admitted:
-                    self.admitted = (*self.admitted, generation)
+                if generation > self.admitted:
+                    self.admitted = generation
+                    self.verdicts = frozenset()
             case _:
                 pass
 
@@ -164,7 +168,7 @@ class Draft:
                 self._make_links(place, proposal)
             case BeginTransfer():
                 attempt = Attempt(op.generation, op.key)
-                self.posted.add((attempt, place))
+                self.posted |= {(attempt, place)}
                 self.change_call(place, op.call, attempt=attempt, got=None)
             case DropTransfer(call):
                 self.change_call(place, call, attempt=None, got=None)
@@ -248,8 +252,8 @@ class Draft:
 
     def drop_link(self, pair: tuple[int, int], told: list[int]) -> None:
         """A link ends; these will find it broken."""
-        self.links.discard(pair)
-        self.notices.update(Notice(who, pair) for who in told)
+        self.links -= {pair}
+        self.notices |= {Notice(who, pair) for who in told}
 
     def _is_news(self, notice: Notice) -> bool:
         process = self.processes[notice.who]
@@ -269,8 +273,7 @@ class Draft:
         self._end(place, Life.DEAD)
 
     def _end(self, place: int, life: Life) -> None:
-        kept = Process(self.processes[place].cell, life, is_member=self.processes[place].is_member)
-        self.processes[place] = kept
+        self.processes[place] = Process(NO_CELL, self.processes[place].id, life)
         for connection in list(self.connections.values()):
             if connection.place == place and connection.peer_open:
                 self.close_from_peer(connection.link)
@@ -279,16 +282,19 @@ class Draft:
 
     def vanish(self, place: int) -> None:
         """A power failure: nobody is told."""
-        process = self.processes[place]
-        self.processes[place] = Process(process.cell, Life.VANISHED, is_member=process.is_member)
+        self.processes[place] = Process(NO_CELL, self.processes[place].id, Life.VANISHED)
         for connection in list(self.connections.values()):
             if connection.place == place:
                 self.swallow(connection)
 
     def swallow(self, connection: Connection) -> None:
         """Nothing arrives any more on this connection, and nobody is told."""
+        is_half_made = DIALLED in connection.down
         self.connections[connection.link] = connection._replace(
-            up=(), down=(), up_ended=True, down_ended=True
+            up=(),
+            down=(DIALLED,) if is_half_made else (),
+            up_ended=True,
+            down_ended=True,
         )
 
     # -- time ---------------------------------------------------------------------------------
@@ -304,7 +310,3 @@ class Draft:
                 self.step_peer(place, tick, 1.0)
         self._time_passes = False
         self.waited = self._world.waited + 1
-
-    def era_of(self, generation: Generation) -> Generation:
-        """Which admission a generation follows."""
-        return max((a for a in self.admitted if a <= generation), default=Generation(0))

@@ -1,7 +1,7 @@
 """What the effects of a step mean for a small world: messages become numbers."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ringhaul.core.peer.steps import (
     BeginTransfer,
@@ -40,9 +40,14 @@ Op = (
 
 
 class Teller:
-    """Turns effects into operations, and names the messages."""
+    """Turns effects into operations, and names the messages.
 
-    def __init__(self) -> None:
+    Unless `acks` is set, only heartbeats and resumptions acknowledge messages: otherwise what
+    crosses what makes states differ in nothing but what would be sent again, for nothing.
+    """
+
+    def __init__(self, *, acks: bool) -> None:
+        self._acks = acks
         self._messages: Names[Hashable] = Names()
 
     def envelope(self, message: int) -> Envelope:
@@ -57,8 +62,10 @@ class Teller:
         for effect in effects:
             match effect:
                 case Send(link, envelope):
-                    number = self._messages.number(envelope)
                     is_heartbeat = envelope.message == Heartbeat()
+                    if envelope.seq and not self._acks:
+                        envelope = replace(envelope, ack=0)
+                    number = self._messages.number(envelope)
                     ops.append(Sent(link, number, is_heartbeat))
                 case UseRing() | ForgetKey():
                     pass  # what is stale here, is not looked at

@@ -11,8 +11,9 @@ from collections.abc import Hashable
 
 #: Of one step, or for the story only.
 NO_FACTS = frozenset({"effects", "_story"})
-#: What is asked of these does not depend on the order in which they were filled.
-UNORDERED = frozenset({"finished"})
+#: What is asked of these does not depend on the order in which they were filled, but for the
+#: texts of errors: who is named first, what is sent first on which of two connections.
+UNORDERED = frozenset({"began", "finished", "links"})
 _ATOMS = (int, str, bytes, bool, float, type(None))
 _fields: dict[type, tuple[str, ...]] = {}
 _constant: dict[type, bool] = {}

@@ -41,6 +41,8 @@ class Scenario:
     #: Of those that come at some time.
     joiners: tuple[Script, ...] = ()
     faults: tuple[str, ...] = ()
+    #: All messages acknowledge others, as they do in earnest: more states.
+    acks: bool = False
 
     @property
     def scripts(self) -> tuple[Script, ...]:
@@ -54,7 +56,7 @@ class Lab:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.scripts = scenario.scripts
-        self.teller = Teller()
+        self.teller = Teller(acks=scenario.acks)
         self.coordinators: Cells[Coordinator, Op] = Cells(self.teller.told)
         self.peers: Cells[Peer, Op] = Cells(self.teller.told)
         self._received: dict[tuple[bool, LinkId, int], int] = {}

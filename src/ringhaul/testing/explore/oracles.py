@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ringhaul.core.peer.steps import Complete, Fail, View
 from ringhaul.ids import PeerId
-from ringhaul.testing.explore.world import Call, Life, Violation, World
+from ringhaul.testing.explore.world import Attempt, Call, Ended, Life, Violation, World, kept_if
 from ringhaul.wire.coordinator_messages import Opened, Verdict
 
 if TYPE_CHECKING:
@@ -19,13 +19,14 @@ EVICTS = ("swallow", "cut")
 
 def record_verdict(draft: Draft, verdict: Verdict) -> None:
     """A final verdict is given, or said again: there is one for each key of an era."""
-    era = draft.era_of(verdict.generation)
-    entry = (era, verdict.key, verdict.outcome)
+    if verdict.generation < draft.admitted:
+        return
+    entry = (verdict.key, verdict.outcome)
     if entry in draft.verdicts:
         return
-    for other_era, key, outcome in draft.verdicts:
-        if (other_era, key) == (era, verdict.key):
-            raise Violation(f"{key} of era {era} was {outcome}, and is {verdict.outcome} now")
+    for key, outcome in draft.verdicts:
+        if key == verdict.key:
+            raise Violation(f"{key} was {outcome}, and is {verdict.outcome} now")
     draft.verdicts |= {entry}
 
 
@@ -35,20 +36,19 @@ def record_outcome(draft: Draft, place: int, call: Call, effect: Complete | Fail
         if isinstance(effect, Fail) and (draft.fault is None or draft.fault[0] != "interrupt"):
             raise Violation(f"p{place}: admit failed: {effect.error!r}")
         return
-    outcome: tuple[object, ...]
+    era = draft.processes[place].era
     if isinstance(effect, Fail):
         if draft.fault is None or draft.fault[0] != "interrupt":
             raise Violation(f"p{place}: {call.key} failed: {effect.error!r}")
-        outcome = ("failed", type(effect.error).__name__, effect.view)
+        ended = Ended(era, call.key, type(effect.error).__name__, effect.view, None)
     else:
-        outcome = ("committed", effect.view, call.got)
+        ended = Ended(era, call.key, None, effect.view, call.got)
         if call.attempt is not None and call.got != effect.view.ring_order:
             raise Violation(f"p{place}: {effect.view} named for the values of {call.got}")
-    era = draft.processes[place].era
-    for other_era, key, theirs in draft.outcomes:
-        if (other_era, key) == (era, call.key) and theirs != outcome:
-            raise Violation(f"p{place}: {key} ended with {outcome}, elsewhere with {theirs}")
-    draft.outcomes |= {(era, call.key, outcome)}
+    for other in draft.outcomes:
+        if (other.era, other.key) == (era, call.key) and other != ended:
+            raise Violation(f"p{place}: {ended}, elsewhere {other}")
+    draft.outcomes |= {ended}
 
 
 def record_opening(draft: Draft, place: int, message: Opened) -> None:
@@ -77,7 +77,7 @@ def check_log(draft: Draft, text: str) -> None:
         raise Violation(f"the coordinator does not understand a peer: {text}")
     if why == "it left" and kind == "leave":
         return
-    if draft.lab.peers.machine(process.cell).state.peer_id != name:
+    if process.id != name:
         return  # its connection broke before the welcome: it has said hello again
     if life is Life.ALIVE and kind not in EVICTS:
         raise Violation(f"a live peer was thrown out: {text}")
@@ -98,6 +98,41 @@ def check_stop(draft: Draft, place: int, error: object) -> None:
         raise Violation(f"p{place} stops: {error!r}")
     if error is None and kind != "leave":
         raise Violation(f"p{place} stops unasked")
+
+
+def still_needed(draft: Draft) -> frozenset[tuple[Attempt, int]]:
+    """Parts of attempts that somebody may still need; of older rings all is dropped."""
+    oldest = _oldest_ring(draft)
+    return kept_if(draft.posted, lambda part: part[0].generation >= oldest)
+
+
+def unheard_views(draft: Draft) -> frozenset[View]:
+    """Of generations that somebody may still hear of."""
+    oldest = _oldest_ring(draft)
+    return kept_if(draft.views, lambda view: view.generation >= oldest)
+
+
+def _oldest_ring(draft: Draft) -> int:
+    alive = (p.ring.generation for p in draft.processes if p.life is Life.ALIVE and p.ring)
+    return min(alive, default=0)
+
+
+def unheard_outcomes(draft: Draft) -> frozenset[Ended]:
+    """Of calls that somebody is still to come to, or in."""
+
+    def is_awaited(ended: Ended) -> bool:
+        for process in draft.processes:
+            if process.life is not Life.ALIVE or process.era > ended.era:
+                continue
+            if ended.view is not None and process.id not in ended.view.ring_order:
+                continue
+            has_come = dict(process.ordinals).get(ended.key.tag, 0) > ended.key.ordinal
+            is_in = any(call.key == ended.key for call in process.calls)
+            if process.era < ended.era or not has_come or is_in:
+                return True
+        return False
+
+    return kept_if(draft.outcomes, is_awaited)
 
 
 def is_settled(lab: Lab, world: World) -> bool:

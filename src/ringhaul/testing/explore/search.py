@@ -51,14 +51,19 @@ class _Visited:
         self._parents = array("q")
         self._actions: Names[Action] = Names()
         self._action_of = array("q")
+        #: The state that was looked at last: most parts of the next are the same objects.
+        self._base: tuple[tuple[object, ...], tuple[int, ...]] = (
+            (object(),) * len(World._fields),
+            (0,) * len(World._fields),
+        )
 
     def add(self, world: World, parent: int, action: Action | None) -> bool:
         """Note a state; tell whether it is new."""
-        numbers = array(
-            "I",
-            [names.number(part) for names, part in zip(self._parts, world, strict=True)],
-        )
-        key = numbers.tobytes()
+        numbers = [
+            number if part is same else names.number(part)
+            for names, part, same, number in zip(self._parts, world, *self._base, strict=True)
+        ]
+        key = array("I", numbers).tobytes()
         if key in self._numbers:
             return False
         self._numbers[key] = len(self._keys)
@@ -71,7 +76,8 @@ class _Visited:
         """The state with this number."""
         numbers = array("I")
         numbers.frombytes(self._keys[number])
-        parts = (names.values[n] for names, n in zip(self._parts, numbers, strict=True))
+        parts = tuple(names.values[n] for names, n in zip(self._parts, numbers, strict=True))
+        self._base = (parts, tuple(numbers))
         return World(*parts)  # type: ignore[arg-type]
 
     def way_to(self, number: int) -> list[Action]:

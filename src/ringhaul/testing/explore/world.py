@@ -5,14 +5,18 @@ of its name. All of it together is what an exploration prunes by.
 """
 
 import enum
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from ringhaul.core.peer.steps import View
 from ringhaul.ids import CallId, Generation, LinkId, OpKey, PeerId
 from ringhaul.wire.coordinator_messages import Outcome
 
-#: In a queue: the other end is closed; the connection is up (for who dialled).
-END, DIALLED = -1, -2
+T = TypeVar("T")
+#: In a queue: the other end is closed; for who dialled: the connection is up, or will not be.
+END, DIALLED, FAILED = -1, -2, -3
+#: The machine of a process that has ended.
+NO_CELL = -1
 
 
 class Life(enum.IntEnum):
@@ -55,6 +59,7 @@ class Process(NamedTuple):
     """One process: its machine, its data links, its program."""
 
     cell: int
+    id: PeerId = PeerId("")
     life: Life = Life.ABSENT
     is_dialling: bool = False
     dials: int = 0
@@ -94,6 +99,16 @@ class Notice(NamedTuple):
     pair: tuple[int, int]
 
 
+class Ended(NamedTuple):
+    """How a call ended on a member: the same on all."""
+
+    era: Generation
+    key: OpKey
+    error: str | None
+    view: View | None
+    got: tuple[PeerId, ...] | None
+
+
 class World(NamedTuple):
     """Everything that the future, and the oracles, depend on."""
 
@@ -110,11 +125,20 @@ class World(NamedTuple):
     #: Seconds in which nothing but time has passed.
     waited: int = 0
     # what the oracles compare
-    #: Generations that admissions opened.
-    admitted: tuple[Generation, ...] = ()
-    verdicts: frozenset[tuple[Generation, OpKey, Outcome]] = frozenset()
-    outcomes: frozenset[tuple[Generation, OpKey, tuple[object, ...]]] = frozenset()
+    #: The generation that the last admission opened; verdicts since then.
+    admitted: Generation = Generation(0)
+    verdicts: frozenset[tuple[OpKey, Outcome]] = frozenset()
+    #: How calls ended: era, key, how; as long as somebody has yet to hear of it.
+    outcomes: frozenset[Ended] = frozenset()
+    #: As Opened told of it; as long as somebody may be told yet.
     views: frozenset[View] = frozenset()
+
+
+def kept_if(items: frozenset[T], is_kept: Callable[[T], bool]) -> frozenset[T]:
+    """Those that pass; the same set if all do, so that it need not be looked up again."""
+    if all(map(is_kept, items)):
+        return items
+    return frozenset(filter(is_kept, items))
 
 
 class Violation(AssertionError):
