@@ -1,4 +1,7 @@
-"""Simulate many runs: `python -m ringhaul.testing --runs 1000 --seed 0 [--jobs 2] [--trace]`."""
+"""Simulate many runs: `python -m ringhaul.testing --runs 1000 --seed 0 [--jobs 2] [--trace]`.
+
+`python -m ringhaul.testing explore` visits every state of small worlds instead.
+"""
 
 import argparse
 import multiprocessing
@@ -8,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from ringhaul.testing.explore import command as explore_command
 from ringhaul.testing.ledger import RARE_PATHS
 from ringhaul.testing.simulator import Report, run_seed
 
@@ -33,6 +37,8 @@ def _run_all(seeds: Iterable[int], jobs: int) -> Iterator[Report | tuple[int, st
 
 def main() -> int:
     """Run the campaign; the exit code is 0 only if every seed was good."""
+    if sys.argv[1:2] == ["explore"]:
+        return explore_command.main(sys.argv[2:], tell=lambda text: print(text, flush=True))
     parser = argparse.ArgumentParser(prog="python -m ringhaul.testing", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="the first one")

@@ -16,8 +16,8 @@ PROGRAMS: dict[str, tuple[tuple[Script, ...], tuple[Script, ...]]] = {
 }
 
 
-def scenario(program: str, faults: tuple[str, ...]) -> Scenario:
+def scenario(program: str, faults: tuple[str, ...] = (), *, acks: bool = False) -> Scenario:
     """A program with what may happen to it, once."""
     members, joiners = PROGRAMS[program]
     name = f"{program}, {' or '.join(faults) or 'no fault'}"
-    return Scenario(name=name, members=members, joiners=joiners, faults=faults)
+    return Scenario(name=name, members=members, joiners=joiners, faults=faults, acks=acks)
