@@ -44,6 +44,15 @@ RARE_PATHS = (
     "state fetched",
     "killed between two effects",
     "admitted by a proposal after a failed one",
+    "held back by a clogged connection",
+    "swizzled",
+    "control connection cut one way, up",
+    "control connection cut one way, down",
+    "half-open, only the peer knows",
+    "half-open, only the coordinator knows",
+    "a link swallowed all data",
+    "a slow link",
+    "interpreter held",
 )
 
 _LOGGED = {

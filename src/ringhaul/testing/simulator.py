@@ -16,6 +16,7 @@ from ringhaul.testing.control_plane import ControlPlane
 from ringhaul.testing.data_plane import DataPlane
 from ringhaul.testing.ledger import Ledger, OracleError
 from ringhaul.testing.process import Process
+from ringhaul.testing.weather import Weather
 from ringhaul.wire.coordinator_messages import Proposal, Welcome
 
 ACTS_MAX = 20_000
@@ -62,6 +63,9 @@ class World:
         #: Events that came while the coordinator is stopped; None while it runs.
         self._coordinator_waiting: list[Event] | None = None
         self._calm_since = 0.0
+        self.weather = Weather(self)
+        #: How long programs think between two calls, without faults.
+        self.think_s = (0.0, 0.05)
         self.coordinator = Coordinator(
             run_id=bytes(16),
             incarnation=1,
@@ -118,6 +122,7 @@ class World:
             fault = self._faults.pop(self.acts, None)
             if fault is not None:
                 fault()
+            self.weather.blow(self.acts)
             if self.acts >= self._faulty_acts or self.agenda.now > FAULTY_S_MAX:
                 self._calm_down()
         if not self.agenda.go_on():
@@ -126,6 +131,7 @@ class World:
     def _calm_down(self) -> None:
         self.trace("faults", "stop")
         self.is_faulty = False
+        self.weather.calm_down()
         if self.agenda.chance(0.6):
             self.data.cut.clear()
         for process in self.processes:
@@ -280,9 +286,14 @@ class World:
         if self._coordinator_waiting is not None:
             return
         duration_s = self.agenda.dice.choice((2.5, 4.0, 8.0, 12.0))
-        self.trace("fault", f"the coordinator is stopped for {duration_s} s")
-        self._coordinator_waiting = []
-        self.agenda.after(duration_s, self._wake_coordinator)
+        self.pause_coordinator(duration_s)
+
+    def pause_coordinator(self, duration_s: float) -> None:
+        """It does not run for so long; what arrives waits."""
+        if self._coordinator_waiting is None:
+            self.trace("fault", f"the coordinator is stopped for {duration_s} s")
+            self._coordinator_waiting = []
+            self.agenda.after(duration_s, self._wake_coordinator)
 
     def _wake_coordinator(self) -> None:
         waiting, self._coordinator_waiting = self._coordinator_waiting or [], None
