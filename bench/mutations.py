@@ -1,6 +1,6 @@
 """Breaks the state machines on purpose, one breakage at a time, and sees what notices.
 
-    python bench/mutations.py [--seeds 200] [--jobs 2] [--only WORD]
+    python bench/mutations.py [--seeds 200] [--jobs 2] [--only WORD] [--first]
 
 Each breakage is a change of the source in a copy of the package; four checks are run on it:
 the steps of the machines (tests/core), the exploration of small worlds, simulated seeds, and
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ def try_seeds(source: Path, seeds: int) -> tuple[str, dict[str, int]]:
     return (failed or lines or ["no output"])[0][:170], seen
 
 
-def examine(breakage: Breakage, seeds: int, usual: dict[str, int]) -> list[Noticed]:
+def examine(
+    breakage: Breakage, seeds: int, usual: dict[str, int], *, stops_early: bool
+) -> list[Noticed]:
     """Break a copy, and run all checks on it."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "src"
@@ -94,17 +97,23 @@ def examine(breakage: Breakage, seeds: int, usual: dict[str, int]) -> list[Notic
         if count != 1:
             raise SystemExit(f"{breakage.name}: {count} places fit in {breakage.file}")
         path.write_text(text.replace(breakage.old, breakage.new), encoding="utf-8")
-        failed, seen = try_seeds(source, seeds)
-        missed = "" if failed else ", ".join(
-            path for path, often in usual.items() if often >= OFTEN and not seen.get(path)
-        )  # fmt: skip
-        checks = {
-            "steps": try_steps(source),
-            "exploration": try_exploration(source),
-            "seeds": failed,
-            "rare paths": missed,
-        }
-    return [Noticed(check, what) for check, what in checks.items() if what]
+        noticed = []
+        for check, what in run_checks(source, seeds, usual):
+            if what:
+                noticed.append(Noticed(check, what))
+                if stops_early:
+                    break
+    return noticed
+
+
+def run_checks(source: Path, seeds: int, usual: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """What each check says, one after another."""
+    yield "steps", try_steps(source)
+    yield "exploration", try_exploration(source)
+    failed, seen = try_seeds(source, seeds)
+    yield "seeds", failed
+    missed = [path for path, often in usual.items() if often >= OFTEN and not seen.get(path)]
+    yield "rare paths", "" if failed else ", ".join(missed)
 
 
 def main() -> int:
@@ -112,6 +121,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--first", action="store_true", help="stop at the first to notice")
+    parser.add_argument("--skip", type=int, default=0, help="so many breakages")
     parser.add_argument("--only", default="", help="breakages with this in their name")
     options = parser.parse_args()
     failed, usual = try_seeds(ROOT / "src", options.seeds)
@@ -119,9 +130,13 @@ def main() -> int:
         print(f"the unbroken machines fail: {failed}")
         return 1
     chosen = [breakage for breakage in BREAKAGES if options.only in breakage.name]
+    chosen = chosen[options.skip :]
     survivors = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = pool.map(lambda breakage: examine(breakage, options.seeds, usual), chosen)
+        results = pool.map(
+            lambda breakage: examine(breakage, options.seeds, usual, stops_early=options.first),
+            chosen,
+        )
         for breakage, noticed in zip(chosen, results, strict=True):
             print(f"{breakage.name}  ({breakage.file})", flush=True)
             for each in noticed:
