@@ -106,7 +106,7 @@ DIAL_FAILURES_MAX = 2
 #: Connections a listener holds before they have proved anything.
 UNPROVED_CONNECTIONS_MAX = 256
 #: Steps the search for a ring around unusable pairs may take, thrice at most: it runs inside
-#: a step of the coordinator (200 peers, 95 % of all pairs unusable: a third of a second).
+#: a step of the coordinator (200 peers, half of all pairs unusable: 60 ms, 95 %: a second).
 RING_SEARCH_STEPS_MAX = 20_000
 #: One read or write of a state transfer.
 STATE_BLOCK_BYTES = 1 << 20
