@@ -1,8 +1,9 @@
 """Codecs on one core: rate, bytes and error of each, on made-up and on real data.
 
-Rates are float32 bytes in per second, GB = 1e9 bytes, of segments of 1 MiB: `encode` writes
-own values; `decode_add` adds them to what came; `hop` does both at once, as a rank of a ring
-does. The median CPU time of many passes that take turns, so that other processes on the machine
+Rates are float32 bytes in per second, GB = 1e9 bytes, of segments of 1 MiB that lie in the cache:
+`encode` writes own values; `decode_add` adds them to what came; `hop` does both at once, as a rank
+of a ring does; with NumPy alone, and with compiled kernels where numba is installed (the extra
+"fast"). The median CPU time of many passes that take turns, so that other processes on the machine
 show less, and ratios to the yardstick ("one scale", the least that NumPy needs) even less.
 Errors are of an all-reduce (sum) over `--peers` peers in this process: the largest and the root of
 the mean square, as a share of the root of the mean square of the result (of its deviation from its
@@ -12,26 +13,30 @@ mean, for data with an offset). Results are checked. `python bench/codecs.py --j
 import argparse
 import json
 import math
-import platform
 import statistics
 import sys
 import time
 from typing import Any
 
 import numpy as np
+import xxhash
+from common import cpu_name
 from numpy.typing import NDArray
 
+from ringhaul import compiled
 from ringhaul.cli.demo.corpus import load_corpus
 from ringhaul.cli.demo.model import ByteModel
 from ringhaul.ids import ReduceOp
 from ringhaul.quant import Codec, SegmentCoder, codec_names, find_codec
-from ringhaul.quant.base import quiet_arithmetic
 from ringhaul.quant.blocks import BlockCodec
 from ringhaul.ring.plan import Phase
+from ringhaul.ring.reduce import Kernel
 from ringhaul.testing.codec_ring import ring_all_reduce
+from ringhaul.testing.twins import installed
 
 Array = NDArray[Any]
 SEGMENT_ELEMENTS = 1 << 18
+PASSES = 4
 INNER_STEPS = 20
 
 
@@ -133,46 +138,80 @@ def yardsticks() -> dict[str, Any]:
     return {"encode": encode, "decode_add": decode_add, "hop": lambda: (decode_add(), encode())}
 
 
+def sums() -> dict[str, dict[str, Any]]:
+    """Of 16-bit floats, as a ring adds them: to float32 partial results."""
+    subjects = {}
+    rng = np.random.default_rng(0)
+    for name in ("float16", "bfloat16", "float32"):
+        kernel = Kernel(ReduceOp.AVG, name, 2)
+        wide = rng.standard_normal(SEGMENT_ELEMENTS).astype(np.float32)
+        own, total = wide.astype(kernel.dtype), np.empty_like(wide)
+        result = np.empty_like(own)
+        subjects[name] = {
+            "combine": lambda k=kernel, w=wide, o=own, t=total: k.combine(w, o, t),
+            "finish": lambda k=kernel, w=wide, o=own, r=result: k.finish(w, o, r),
+        }
+    payload = wide.view(np.uint8).data
+    subjects["float32"]["digest"] = lambda: xxhash.xxh3_128_intdigest(payload)
+    return subjects
+
+
 def rates_of(subjects: dict[str, dict[str, Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """GB/s of every pass of every subject, in turns."""
+    """GB/s of every pass of every subject, in turns; each first fetches its data to the cache."""
     times: dict[tuple[str, str], list[float]] = {}
-    with quiet_arithmetic():
-        pass  # the first use makes NumPy's machinery
-    for index in range(rounds + 2):
+    for index in range(rounds + 1):
         for name, passes in subjects.items():
             for kind, act in passes.items():
-                started = time.thread_time()
                 act()
-                if index >= 2:
+                started = time.thread_time()
+                for _ in range(PASSES):
+                    act()
+                if index >= 1:
                     times.setdefault((name, kind), []).append(time.thread_time() - started)
     rates: dict[str, dict[str, float]] = {}
     for (name, kind), taken in times.items():
-        rates.setdefault(name, {})[kind] = 4e-9 * SEGMENT_ELEMENTS / statistics.median(taken)
+        rate = 4e-9 * SEGMENT_ELEMENTS * PASSES / statistics.median(taken)
+        rates.setdefault(name, {})[kind] = rate
     return rates
+
+
+def rates_by_kernels(
+    subjects: dict[str, dict[str, Any]], rounds: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`rates_of` with NumPy alone, and with compiled kernels if there are any."""
+    with installed({}):
+        found = {"numpy": rates_of(subjects, rounds)}
+    if compiled.is_available():
+        compiled.load()
+        found["compiled"] = rates_of(subjects, rounds)
+    return found
 
 
 # -- Output -----------------------------------------------------------------------------------
 
 
-def print_table(found: dict[str, Any]) -> None:
-    kinds = list(next(iter(found["codecs"].values()))["errors"])
-    print(f"{found['peers']} peers, 1 core of {found['machine']}; rates of float32 in GB/s")
+def print_rates(found: dict[str, Any]) -> None:
     print(
-        f"{'codec':<14}{'encode':>8}{'dec+add':>8}{'hop':>8}{'ratio':>7}",
-        *(f"{kind + ' max / rms':>25}" for kind in kinds),
+        f"1 core of {found['machine']}, NumPy {found['numpy']}; float32 in GB/s: NumPy / compiled"
     )
-    for name, row in found["codecs"].items():
-        rate, errors = row["rates"], row["errors"]
+    first = next(iter(found["rates"].values()))
+    for name, kinds in first.items():
+        cells = []
+        for kind in kinds:
+            rates = [f"{of[name][kind]:5.2f}" for of in found["rates"].values()]
+            cells.append(f"{kind:>12} {' / '.join(rates)}")
+        print(f"{name:<12}", *cells)
+
+
+def print_errors(found: dict[str, Any]) -> None:
+    kinds = list(next(iter(found["errors"].values())))
+    print(f"{found['peers']} peers: bytes of raw / bytes; largest / rms error per rms of the sum")
+    print(f"{'codec':<14}{'ratio':>7}", *(f"{kind:>23}" for kind in kinds))
+    for name, errors in found["errors"].items():
         print(
-            f"{name:<14}{rate['encode']:8.2f}{rate['decode_add']:8.2f}{rate['hop']:8.2f}"
-            f"{errors[kinds[0]]['ratio']:7.2f}",
-            *(f"{errors[kind]['max']:13.2e} / {errors[kind]['rms']:9.2e}" for kind in kinds),
+            f"{name:<14}{errors[kinds[0]]['ratio']:7.2f}",
+            *(f"{errors[kind]['max']:11.2e} / {errors[kind]['rms']:9.2e}" for kind in kinds),
         )
-    rate = found["yardstick"]
-    print(
-        f"{'one scale':<14}{rate['encode']:8.2f}{rate['decode_add']:8.2f}{rate['hop']:8.2f}   "
-        "(no blocks, no zero, no check: the least that NumPy needs)"
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -203,25 +242,23 @@ def main(argv: list[str]) -> None:
     count = int(args.mib * (1 << 20) / 4)
     data = {kind: made_up(kind, args.peers, count) for kind in ("normal", "heavy", "offset")}
     data |= {"weights": weights, "pseudo-gradient": pseudo_gradients}
-    subjects = {codec.name: passes_of(codec) for codec in codecs} | {"one scale": yardsticks()}
-    rates = rates_of(subjects, args.rounds)
+    subjects = {codec.name: passes_of(codec) for codec in codecs}
+    subjects |= {"one scale": yardsticks()} | sums()
     found = {
         "peers": args.peers,
-        "machine": platform.processor() or platform.machine(),
+        "machine": cpu_name(),
         "numpy": np.__version__,
-        "codecs": {
-            codec.name: {
-                "rates": rates[codec.name],
-                "errors": {kind: error_of(codec, arrays) for kind, arrays in data.items()},
-            }
+        "rates": rates_by_kernels(subjects, args.rounds),
+        "errors": {
+            codec.name: {kind: error_of(codec, arrays) for kind, arrays in data.items()}
             for codec in codecs
         },
-        "yardstick": rates["one scale"],
     }
     if args.json:
         print(json.dumps(found))
     else:
-        print_table(found)
+        print_rates(found)
+        print_errors(found)
 
 
 if __name__ == "__main__":

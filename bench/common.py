@@ -56,7 +56,16 @@ def free_port() -> int:
 
 def coordinator_words(host: str = "127.0.0.1") -> list[str]:
     """The command line of a coordinator on a free port."""
-    return [sys.executable, "-m", "ringhaul", "coordinator", "--listen", f"{host}:0", "--json"]
+    return [
+        sys.executable,
+        "-m",
+        "ringhaul",
+        "coordinator",
+        "--listen",
+        f"{host}:0",
+        "--new",
+        "--json",
+    ]
 
 
 def address_from(child: "subprocess.Popen[str]") -> str:

@@ -2,9 +2,11 @@
 
 `python bench/peer_worker.py ADDRESS WORLD_SIZE INDEX [STREAMS]`; `Worker` starts and drives it.
 An order: `{"do": "all_reduce", "mib": 64, "codec": "raw", "calls": 1, "in_place": false}`; with
-`calls` above 1 so many are in flight at once, each of its share of the bytes.
+`calls` above 1 so many are in flight at once, each of its share of the bytes. "data": "normal"
+instead of constant arrays.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -18,6 +20,7 @@ import numpy as np
 from common import MIB
 
 import ringhaul
+from ringhaul import compiled
 
 Start = Callable[[list[str]], "subprocess.Popen[str]"]
 
@@ -76,8 +79,11 @@ def all_reduce(
     codec: str = "raw",
     calls: int = 1,
     in_place: bool = False,
+    data: str = "constant",
 ) -> dict[str, Any]:
     """Time one call, or several at once; check the sums."""
+    if data == "normal":
+        return all_reduce_normal(comm, mib, codec)
     if calls > 1 and not hasattr(comm, "all_reduce_async"):
         return {"skipped": "all_reduce_async is not in this version"}
     count = max(1, int(mib * MIB / 4 / calls))
@@ -102,12 +108,40 @@ def all_reduce(
     return {"seconds": seconds, "cpu_s": cpu_s, "attempts": max(info.attempts for info in infos)}
 
 
+@functools.lru_cache(maxsize=1)
+def normal_arrays(world_size: int, count: int) -> list[Any]:
+    """What each rank puts in, so that each can check the sum."""
+    rngs = [np.random.default_rng(rank) for rank in range(world_size)]
+    return [rng.standard_normal(count, dtype=np.float32) for rng in rngs]
+
+
+def all_reduce_normal(comm: ringhaul.Communicator, mib: float, codec: str) -> dict[str, Any]:
+    """Time one call on normal data, which compress no better than they do in life."""
+    arrays = normal_arrays(comm.world_size, int(mib * MIB / 4))
+    out = np.empty_like(arrays[0])
+    started, cpu = time.perf_counter(), time.process_time()
+    info = comm.all_reduce(arrays[comm.rank], out=out, codec=codec)
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    error = np.abs(sum(arrays) - out).max() / np.sqrt(comm.world_size)
+    assert error < 0.5 * comm.world_size, error
+    return {"seconds": seconds, "cpu_s": cpu_s, "attempts": info.attempts}
+
+
+def prepare(comm: ringhaul.Communicator) -> dict[str, Any]:
+    """Have compiled kernels ready, where numba is installed, before anything is measured."""
+    count = compiled.load() if compiled.is_available() else 0
+    return {"seconds": 0.0, "cpu_s": 0.0, "attempts": count}
+
+
 def barrier(comm: ringhaul.Communicator) -> dict[str, Any]:
     """Time one barrier."""
     started, cpu = time.perf_counter(), time.process_time()
     comm.barrier()
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     return {"seconds": seconds, "cpu_s": cpu_s, "attempts": 1}
+
+
+ACTS = {"all_reduce": all_reduce, "barrier": barrier, "prepare": prepare}
 
 
 def main() -> None:
@@ -118,7 +152,7 @@ def main() -> None:
     with ringhaul.connect(address, name=name, min_world_size=world_size, streams=streams) as comm:
         for line in sys.stdin:
             order = json.loads(line)
-            act = {"all_reduce": all_reduce, "barrier": barrier}[order.pop("do")]
+            act = ACTS[order.pop("do")]
             print(json.dumps(act(comm, **order)), flush=True)
 
 

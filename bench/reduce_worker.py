@@ -73,8 +73,9 @@ class Gloo:
 
     def __init__(self, rank: int, world_size: int, place: str, streams: int | None) -> None:
         try:
-            import torch
             import torch.distributed as dist
+
+            import torch
         except ImportError:
             raise NotHere("torch is not installed") from None
         torch.set_num_threads(1)

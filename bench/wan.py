@@ -112,6 +112,8 @@ class Bench:
         name = f"ringhaul, {streams or 'default'} streams"
         latency = [together(workers, do="barrier")["seconds"] for _ in range(5)]
         self.add(f"{name}: barrier", None, {"median_s": statistics.median(latency)})
+        if args.codec != ["raw"]:
+            together(workers, do="prepare")
         is_cold = True
         for codec in args.codec:
             fields = {"do": "all_reduce", "mib": args.mib, "codec": codec}

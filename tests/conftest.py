@@ -1,7 +1,13 @@
 """Settings of the whole suite: a run is the same as the one before it."""
 
+import signal
+
 import pytest
 from hypothesis import settings
+
+# A shell that starts the suite in the background has SIGINT ignored: tests of Ctrl-C would wait
+# for ever for an interrupt that never comes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No flakes: the same examples in every run, and no failure for a slow machine.
 settings.register_profile("same_every_run", deadline=None, derandomize=True)

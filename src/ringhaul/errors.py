@@ -92,6 +92,13 @@ class CoordinatorLost(RinghaulError):
     """
 
 
+class JournalError(RinghaulError):
+    """The coordinator's journal is in use, foreign, damaged, or cannot be written.
+
+    The message says which. Stop the other coordinator, or name another file.
+    """
+
+
 class WireError(RinghaulError):
     """Bytes arrived that are no message. The connection that sent them is closed."""
 

@@ -10,6 +10,8 @@ DEFAULT_PORT = 48148
 FRAME_BYTES_MAX = 1 << 20
 #: Members of one group. The ring order of one proposal has to fit into a frame.
 PEERS_MAX = 1024
+#: Peers of all groups together, pending ones too: whoever says a valid hello is one.
+RUN_PEERS_MAX = 4 * PEERS_MAX
 #: Names, tags, reasons. Long enough for a sentence, short enough to be logged.
 TEXT_LENGTH_MAX = 1000
 NAME_LENGTH_MAX = 64
@@ -18,6 +20,8 @@ TAG_LENGTH_MAX = 200
 ADDRESSES_MAX = 16
 #: Arrays in one shared state: only their digest travels, this bounds what users may pass.
 STATE_ENTRIES_MAX = 100_000
+#: Of a coordinator, in milliseconds of its start; whoever names a higher one poisons the run.
+INCARNATION_MAX = 1 << 53
 #: Operations one group may have open at once (DESIGN: windows of 8 are usual).
 OPEN_OPERATIONS_MAX = 10_000
 #: Verdicts the coordinator and a peer remember, for who comes to a key later.
@@ -25,9 +29,22 @@ VERDICTS_KEPT_MAX = 65_536
 #: Ends of `admit`s that a peer remembers because its caller has not come to them yet. Of older
 #: ones it only knows that they failed.
 VOTE_RESULTS_KEPT_MAX = 1024
+#: Decisions a peer keeps, for a coordinator that is started again, until all members have
+#: them: a second or two of verdicts.
+DECISIONS_KEPT_MAX = 65_536
 #: Control messages one side keeps until the other has them; a peer that does not
 #: acknowledge so many is gone in all but name.
 UNACKNOWLEDGED_MAX = 100_000
+
+#: A status report fits into a frame even if all texts are long and of four bytes a character:
+#: peers, groups and operations that it describes, ...
+STATUS_PEERS_MAX = 512
+STATUS_GROUPS_MAX = 64
+STATUS_OPERATIONS_MAX = 32
+#: ... peers it names per operation, characters of a text, and events the coordinator keeps.
+STATUS_NAMES_MAX = 16
+STATUS_TEXT_MAX = 160
+STATUS_EVENTS_MAX = 64
 
 # -- Time -----------------------------------------------------------------------------------
 
@@ -38,6 +55,9 @@ SILENCE_BUSY_S = 5.0
 SILENCE_IDLE_S = 30.0
 #: A peer without control connection may resume its session for so long.
 SESSION_GRACE_S = 10.0
+#: A coordinator that was started again takes nobody for absent before this: peers redial
+#: every REDIAL_INTERVAL_S. Without a journal nobody founds a run before, either.
+RESUME_WAIT_S = 3.0
 #: Peers wait so long for a coordinator that is away.
 COORDINATOR_GRACE_S = 300.0
 #: A peer hears nothing from the coordinator for so long: it closes and redials.
@@ -74,6 +94,8 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
+#: A segment counts as so many at least: one of a byte needs as much beside its payload.
+EAGER_SEGMENT_BYTES = 512
 #: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
 #: loopback: 2-4 best), ...
 STREAMS_SHORT_PATH = 2
@@ -99,14 +121,50 @@ LINK_STALLED_S = 10.0
 LINK_RATE_MIN = 1024
 #: Grants and acknowledgements that wait for a sender that does not read them.
 REPLIES_BYTES_MAX = 1 << 20
-#: A link that broke so often since the last admission counts as unusable.
+#: A link that broke so often, without an operation committed over it in between, counts as
+#: unusable until the next admission.
 LINK_BREAKS_MAX = 3
 #: The same, if it failed when it was dialled: once may be a lost packet or a busy machine.
 DIAL_FAILURES_MAX = 2
-#: Connections a listener holds before they have proved anything.
+#: Connections a listener holds before they have proved anything. If more come, the oldest of
+#: the host that has most of them goes: strangers keep no honest peer out.
 UNPROVED_CONNECTIONS_MAX = 256
+#: Connections that the kernel keeps until they are accepted: a burst of strangers fits in.
+ACCEPT_BACKLOG = 1024
+#: Random numbers that the two ends of a data stream have to answer.
+CHALLENGE_BYTES = 16
 #: Steps the search for a ring around unusable pairs may take, thrice at most: it runs inside
 #: a step of the coordinator (200 peers, half of all pairs unusable: 60 ms, 95 %: a second).
 RING_SEARCH_STEPS_MAX = 20_000
-#: One read or write of a state transfer.
+
+# -- Shared state ---------------------------------------------------------------------------
+
+#: What is hashed, compared, fetched and verified as one. BLAKE3 is as fast as it gets from
+#: 256 KiB on; smaller ones make more headers, larger ones leave the cache (measured: 64 KiB
+#: 3.5, 256 KiB to 1 MiB 4.3, 4 MiB 3.3 GB/s).
 STATE_BLOCK_BYTES = 1 << 20
+#: A requester asks so many holders at once, ...
+STATE_HOLDERS_MAX = 16
+#: ... and so many fellow requesters.
+STATE_FELLOWS_MAX = 8
+#: Requesters that one holder is named to, on average; who has fewer holders has its fellows.
+STATE_REQUESTERS_PER_HOLDER = 32
+#: Compressed names, dtypes and shapes in a report; what is longer is cut. 1024 reports that
+#: wait for the last member are 32 MiB.
+MANIFEST_BYTES_MAX = 32 * 1024
+#: Connections to one source: on a short path one moves all, ...
+STATE_STREAMS_SHORT_PATH = 1
+#: ... on a long one windows limit each.
+STATE_STREAMS_LONG_PATH = 4
+#: Blocks asked for and not here yet, per connection: a slow source shall hold few of them.
+STATE_WINDOW_BLOCKS_MAX = 8
+#: What a source delivers in so long may be under way (and two round trips more).
+STATE_WINDOW_S = 0.5
+#: A connection that was asked and sends nothing for so long is closed.
+STATE_SILENCE_S = 5.0
+#: ... and is dialled again so often, if it gave nothing.
+STATE_DIALS_MAX = 6
+#: Without holders, fellows that have nothing new for so long are given up.
+STATE_STARVED_S = 10.0
+#: Below this an upload budget, divided among requesters, would look like silence.
+UPLOAD_BYTES_PER_S_MIN = 64 * 1024

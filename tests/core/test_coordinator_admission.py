@@ -9,15 +9,14 @@ from ringhaul.testing.coordinator_script import SUM, Script
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     GiveUpVote,
-    Leave,
     Opened,
     Outcome,
     Proposal,
-    Refused,
     Verdict,
     VoteOutcome,
     VoteResult,
 )
+from ringhaul.wire.session_messages import Leave, Refused
 
 RAISING = replace(SUM, on_loss=OnLoss.RAISE)
 
@@ -177,6 +176,20 @@ def test_a_fresh_vote_from_before_a_repair_is_no_mismatch(trio_of: Script) -> No
 
     assert votes(trio_of, "a") == [VoteOutcome.SKIPPED]
     assert outcomes(trio_of, "b") == []
+
+
+def test_a_fresh_vote_during_a_repair_is_answered_in_the_next_generation(trio_of: Script) -> None:
+    trio_of.begin("b")
+    trio_of.kill("c", witness="b")
+    trio_of.vote("a", fresh=True)  # its answer would name the old generation and the new ring
+    assert votes(trio_of, "a") == []
+    trio_of.ready("a", "b")
+
+    trio_of.vote("a", generation=2, fresh=True)
+
+    assert votes(trio_of, "a") == [VoteOutcome.SKIPPED]
+    assert trio_of.heard("a", VoteResult)[-1].generation == 2
+    assert trio_of.heard("a", VoteResult)[-1].ring_order == trio_of.opened("a").ring_order
 
 
 def test_giving_up_a_fresh_vote_ends_it_for_the_newcomer_alone(script: Script) -> None:

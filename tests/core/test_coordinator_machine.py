@@ -6,21 +6,17 @@ from ringhaul.core.steps import Close, LinkLost
 from ringhaul.ids import Generation, OnLoss, OpKey
 from ringhaul.testing.coordinator_script import SUM, Script
 from ringhaul.wire.coordinator_messages import (
-    Evicted,
     GiveUp,
-    Goodbye,
-    Heartbeat,
-    Leave,
     Opened,
     Outcome,
     Proposal,
-    Refused,
-    Resumed,
     StillWaiting,
     Verdict,
     VoteOutcome,
     VoteResult,
 )
+from ringhaul.wire.records import CollectiveKind, Signature
+from ringhaul.wire.session_messages import Evicted, Goodbye, Heartbeat, Leave, Refused, Resumed
 
 RAISING = replace(SUM, on_loss=OnLoss.RAISE)
 
@@ -198,6 +194,54 @@ def test_a_peer_that_no_ring_can_include_is_evicted(script: Script) -> None:
     script.fail_dials("a", "b")
 
     assert "no ring can include it" in script.heard("b", Evicted)[0].reason
+
+
+def break_link(script: Script, reporter: str, accused: str) -> None:
+    """A link between two that live is reset, and is up again in the next generation."""
+    generation = script.opened(reporter).generation
+    script.report(reporter, accused, refused=False, generation=generation)
+    script.say(accused, Heartbeat(pong=script.heard(accused, Heartbeat)[-1].ping), seq=0)
+
+
+def test_a_pair_whose_link_breaks_again_and_again_is_unusable(script: Script) -> None:
+    script.found("a", "b")
+    for _ in range(2):
+        break_link(script, "a", "b")
+        script.ready("a", "b")
+
+    break_link(script, "a", "b")
+
+    assert "no ring can include it" in script.heard("b", Evicted)[0].reason
+
+
+def test_breaks_are_forgotten_once_an_operation_is_committed(script: Script) -> None:
+    script.found("a", "b")
+    for ordinal in range(5):
+        break_link(script, "a", "b")
+        script.ready("a", "b")
+        for name in "ab":
+            script.begin(name, ordinal, generation=ordinal + 2)
+        for name in "ab":
+            script.finish(name, ordinal, generation=ordinal + 2)
+
+    assert script.heard("b", Evicted) == []
+    assert outcomes(script, "b") == [Outcome.COMMITTED] * 5
+
+
+def test_a_barrier_proves_no_link(script: Script) -> None:
+    script.found("a", "b")
+    barrier = Signature(kind=CollectiveKind.BARRIER)
+    for ordinal in range(2):
+        break_link(script, "a", "b")
+        script.ready("a", "b")
+        for name in "ab":
+            script.begin(name, ordinal, generation=ordinal + 2, signature=barrier)
+        for name in "ab":
+            script.finish(name, ordinal, generation=ordinal + 2)
+
+    break_link(script, "a", "b")
+
+    assert len(script.heard("b", Evicted)) == 1
 
 
 def test_a_timeout_fails_the_operation_for_all_and_names_who_is_missing(script: Script) -> None:

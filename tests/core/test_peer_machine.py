@@ -33,23 +33,25 @@ from ringhaul.testing.peer_script import PeerScript as Script
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Began,
-    Evicted,
     Finished,
     GiveUp,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Leave,
     LinkFailed,
     LinkReady,
     Outcome,
-    Refused,
-    Resume,
-    Resumed,
     Vote,
     VoteOutcome,
 )
 from ringhaul.wire.records import CollectiveKind, Signature
+from ringhaul.wire.session_messages import (
+    Evicted,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Leave,
+    Refused,
+    Resume,
+    Resumed,
+)
 
 
 @pytest.fixture
@@ -180,6 +182,17 @@ def test_a_loss_under_raise_is_told_when_the_next_generation_is_open(script: Scr
     assert isinstance(fail.error, CollectiveAborted)
     assert fail.view is not None
     assert fail.view.generation == 2
+
+
+def test_a_generation_has_one_ring_whatever_a_verdict_during_its_repair_names(
+    script: Script,
+) -> None:
+    script.call()
+    script.verdict(Outcome.TIMEOUT, ring_order=(ME,))  # who is left
+
+    (fail,) = script.those(Fail)
+    assert fail.view is not None
+    assert fail.view.ring_order == (ME, OTHER)
 
 
 def test_a_timeout_asks_the_coordinator_once(script: Script) -> None:

@@ -14,9 +14,10 @@ from ringhaul.errors import CollectiveAborted, WireError
 from ringhaul.ids import CallId, Generation, OnLoss, OpKey, PeerId, ReduceOp
 from ringhaul.testing.coordinator_script import Script
 from ringhaul.testing.peer_script import COUNTS, ME, OTHER, PeerScript
-from ringhaul.wire.coordinator_messages import Began, Leave, Outcome, Proposal, Verdict
+from ringhaul.wire.coordinator_messages import Began, Outcome, Proposal, Verdict
 from ringhaul.wire.fields import read_record, write_value
 from ringhaul.wire.records import CollectiveKind, Signature
+from ringhaul.wire.session_messages import Leave
 
 BROADCAST = Signature(
     kind=CollectiveKind.BROADCAST, dtype="float32", element_count=4, root=PeerId("nobody")

@@ -1,8 +1,19 @@
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ringhaul.diloco.outer import BLOCK_COUNT, SGD, nesterov
+from ringhaul.diloco.exact import FOLD_COUNT, norm, power, squared_norm
+from ringhaul.diloco.outer import (
+    BLOCK_COUNT,
+    SGD,
+    AdamW,
+    OuterOptimizer,
+    make_optimizer,
+    nesterov,
+)
 
 
 def torch_sgd(
@@ -92,3 +103,119 @@ def test_no_momentum_needs_no_buffer() -> None:
 def test_impossible_settings_are_refused(lr: float, momentum: float, is_nesterov: bool) -> None:
     with pytest.raises(ValueError, match=r"lr|momentum"):
         SGD(lr, momentum, is_nesterov)
+
+
+@pytest.mark.parametrize(
+    ("ours", "options"),
+    [
+        (SGD(0.3), {"lr": 0.3}),
+        (SGD(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
+        (nesterov(), {"lr": 0.7, "momentum": 0.9, "nesterov": True}),
+    ],
+    ids=["plain", "momentum", "nesterov"],
+)
+def test_sgd_is_that_of_torch(ours: SGD, options: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(1000, np.float32)
+    weights = torch.nn.Parameter(torch.from_numpy(values.copy()))
+    theirs = torch.optim.SGD([weights], **options)
+    buffers = ours.make_buffers(values)
+
+    for _ in range(20):
+        gradient = rng.standard_normal(1000, np.float32)
+        ours.step(values, gradient, buffers)
+        weights.grad = torch.from_numpy(gradient)
+        theirs.step()
+
+    # torch may fuse a multiplication with an addition: one rounding less
+    np.testing.assert_allclose(values, weights.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_is_that_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(1000)
+    weights = torch.nn.Parameter(torch.from_numpy(values.copy()))
+    options: dict[str, Any] = {"lr": 0.05, "betas": (0.9, 0.95), "eps": 1e-3, "weight_decay": 0.1}
+    theirs = torch.optim.AdamW([weights], **options)
+    ours = AdamW(**options)
+    buffers = ours.make_buffers(values)
+
+    for number in range(1, 31):
+        gradient = rng.standard_normal(1000)
+        ours.step(values, gradient, buffers, number)
+        weights.grad = torch.from_numpy(gradient)
+        theirs.step()
+
+    np.testing.assert_allclose(values, weights.detach().numpy(), rtol=1e-11)
+
+
+def test_adamw_by_hand() -> None:
+    # both moments are the gradient's after one step, whatever the betas: 1 * 2 / (2 + 2) = 0.5,
+    # and decay takes a tenth of 10 off before
+    values = np.array([10.0])
+    optimizer = AdamW(1.0, betas=(0.5, 0.5), eps=2.0, weight_decay=0.1)
+
+    optimizer.step(values, np.array([2.0]), optimizer.make_buffers(values), 1)
+
+    assert values[0] == 10.0 - 1.0 - 0.5
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK_COUNT - 1, BLOCK_COUNT, 2 * BLOCK_COUNT + 1])
+def test_adamw_leaves_no_element_out(count: int) -> None:
+    optimizer = AdamW(0.1)
+    values = np.ones(count, np.float32)
+    one = np.ones(1, np.float32)
+    buffers, buffer = optimizer.make_buffers(values), optimizer.make_buffers(one)
+
+    optimizer.step(values, np.full(count, 0.5, np.float32), buffers)
+    optimizer.step(one, np.full(1, 0.5, np.float32), buffer)
+
+    assert (values == one[0]).all()
+    assert one[0] < 1.0
+
+
+def test_a_clipped_momentum_by_hand() -> None:
+    # buffer min(2, 1.5) = 1.5, then max(0.5 * 1.5 - 9, -1.5) = -1.5
+    optimizer = SGD(1.0, momentum=0.5, momentum_clip=1.5)
+
+    assert run(optimizer, 10.0, [2.0, -9.0]) == 10.0 - 1.5 + 1.5
+    assert not optimizer.is_linear
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.5), nesterov(), SGD(1.0, 0.9, True, 2.0), AdamW(0.1)])
+def test_an_optimizer_is_made_again_from_its_state(optimizer: OuterOptimizer) -> None:
+    assert make_optimizer(json.loads(json.dumps(optimizer.state_dict()))) == optimizer
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="'lion'"):
+        make_optimizer({"kind": "lion", "lr": 1.0})
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": -1.0}, {"lr": 1.0, "betas": (0.9, 1.0)}, {"lr": 1.0, "eps": 0.0}]
+)
+def test_impossible_settings_of_adamw_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"lr|betas|eps"):
+        AdamW(**options)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, FOLD_COUNT - 1, FOLD_COUNT, 2 * FOLD_COUNT + 1])
+def test_the_norm_leaves_no_element_out(count: int) -> None:
+    values = np.full(count, 3.0, np.float32)
+
+    assert squared_norm(values) == 9.0 * count
+    assert norm(values) == pytest.approx(3.0 * np.sqrt(count))
+
+
+def test_the_norm_adds_halves_in_float64() -> None:
+    # 2**-30 squared is lost beside 1 in float32, and kept in float64
+    assert squared_norm(np.array([1.0, 2.0**-20], np.float32)) == 1.0 + 2.0**-40
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 10, 1001])
+def test_a_power_is_a_product(exponent: int) -> None:
+    assert power(2.0, exponent) == 2.0**exponent
+    assert power(0.999, exponent) == pytest.approx(0.999**exponent, rel=1e-12)

@@ -1,157 +1,21 @@
 """DiLoCo over groups of peers that live in threads of this process and meet in memory."""
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ringhaul import Codec
 from ringhaul.diloco.outer import SGD
 from ringhaul.diloco.sync import DiLoCo, RoundInfo
 from ringhaul.errors import CallTimeout, CollectiveAborted
-from ringhaul.state.shared import SharedState
+from ringhaul.testing.meetings import (
+    Admitted,
+    MeetingComm,
+    MeetingGroup,
+    meet,
+    without_tallies,
+)
 
 Array = NDArray[np.floating]
-WAIT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Reduced:
-    world_size: int
-    contributors: tuple[str, ...]
-    attempts: int = 1
-    duration_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Synced:
-    revision: int
-
-
-@dataclass(frozen=True)
-class Admitted:
-    admitted: bool
-
-
-@dataclass
-class FakeGroup:
-    """Members meet in every call; each meeting is settled when the last one has come."""
-
-    names: list[str]
-    log: list[str] = field(default_factory=list)
-    newcomers: list[str] = field(default_factory=list)
-    #: Errors that all members get instead of the next meetings of that kind.
-    failures: dict[str, list[Exception]] = field(default_factory=dict)
-    last_revision: int | None = None
-    synced: set[str] = field(default_factory=set)
-    calls: dict[str, tuple[str, object]] = field(default_factory=dict)
-    meeting: int = 0
-    results: dict[str, object] = field(default_factory=dict)
-    changed: threading.Condition = field(default_factory=threading.Condition)
-
-    def call(self, name: str, kind: str, payload: object) -> object:
-        with self.changed:
-            assert self.changed.wait_for(lambda: name in self.names, WAIT_S), f"{name} forgotten"
-            mine = self.meeting
-            self.calls[name] = (kind, payload)
-            if len(self.calls) == len(self.names):
-                self.settle()
-            assert self.changed.wait_for(lambda: self.meeting > mine, WAIT_S), f"{kind} hangs"
-            result = self.results[name]
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-    def settle(self) -> None:
-        kinds = {kind for kind, _ in self.calls.values()}
-        assert len(kinds) == 1, f"members called different things: {self.calls}"
-        (kind,) = kinds
-        self.log.append(kind)
-        payloads = {name: self.calls[name][1] for name in self.names}
-        if self.failures.get(kind):
-            result: object = self.failures[kind].pop(0)
-        else:
-            settle: Callable[[dict[str, object]], object] = getattr(self, f"settle_{kind}")
-            result = settle(payloads)
-        self.results = dict.fromkeys(payloads, result)
-        self.calls = {}
-        self.meeting += 1
-        self.changed.notify_all()
-
-    def settle_reduce(self, payloads: dict[str, object]) -> Reduced:
-        arrays = [p for p in payloads.values() if isinstance(p, tuple)]
-        total = np.zeros_like(arrays[0][0])
-        for values, _ in arrays:
-            total += values
-        for _, out in arrays:
-            out[:] = total / total.dtype.type(len(arrays))
-        return Reduced(len(arrays), tuple(self.names))
-
-    def settle_admit(self, payloads: dict[str, object]) -> Admitted:
-        came, self.newcomers = self.newcomers, []
-        self.names = self.names + came
-        return Admitted(bool(came))
-
-    def settle_sync(self, payloads: dict[str, object]) -> Synced:
-        states = {name: s for name, s in payloads.items() if isinstance(s, SharedState)}
-        holders = {name: s for name, s in states.items() if name in self.synced} or states
-        elected = max(holders.values(), key=lambda state: state.revision)
-        if self.last_revision is not None:
-            allowed = (self.last_revision, self.last_revision + 1)
-            assert elected.revision in allowed, f"{elected.revision} does not follow {allowed}"
-        for state in states.values():
-            for name, array in state.arrays.items():
-                np.copyto(array, elected.arrays[name])
-            state.revision = elected.revision
-        self.last_revision = elected.revision
-        self.synced |= set(states)
-        return Synced(elected.revision)
-
-
-@dataclass(frozen=True)
-class FakeComm:
-    """One peer's end of a FakeGroup."""
-
-    group: FakeGroup
-    name: str
-
-    def admit(self, timeout_s: float | None = None) -> Admitted:
-        result = self.group.call(self.name, "admit", None)
-        assert isinstance(result, Admitted)
-        return result
-
-    def all_reduce(
-        self,
-        array: Array,
-        op: str = "sum",
-        *,
-        out: Array | None = None,
-        codec: str | Codec = "raw",
-        timeout_s: float | None = None,
-    ) -> Reduced:
-        assert op == "avg"
-        assert out is not None
-        result = self.group.call(self.name, "reduce", (array, out))
-        assert isinstance(result, Reduced)
-        return result
-
-    def sync_state(
-        self, state: SharedState, strategy: str = "popular", timeout_s: float | None = None
-    ) -> Synced:
-        result = self.group.call(self.name, "sync", state)
-        assert isinstance(result, Synced)
-        return result
-
-
-def together(*peers: Callable[[], object]) -> None:
-    """Run each peer in a thread of its own; raise what one of them raised."""
-    with ThreadPoolExecutor(len(peers)) as pool:
-        for future in [pool.submit(peer) for peer in peers]:
-            future.result(WAIT_S)
 
 
 def one(value: float) -> dict[str, Array]:
@@ -160,9 +24,9 @@ def one(value: float) -> dict[str, Array]:
 
 def alone(
     params: dict[str, Array], inner_steps: int = 1, optimizer: SGD | None = None
-) -> tuple[DiLoCo, FakeGroup]:
-    group = FakeGroup(["a"])
-    outer = DiLoCo(FakeComm(group, "a"), params, inner_steps, optimizer=optimizer)
+) -> tuple[DiLoCo, MeetingGroup]:
+    group = MeetingGroup(["a"])
+    outer = DiLoCo(MeetingComm(group, "a"), params, inner_steps, optimizer=optimizer)
     return outer, group
 
 
@@ -184,7 +48,7 @@ def test_a_round_alone_by_hand() -> None:
     assert (info.round, info.world_size, info.contributors) == (1, 1, ("a",))
     assert info.gradient_norm == 2.0
     assert not info.admitted
-    assert group.log == ["sync", "reduce", "admit"]
+    assert without_tallies(group.log) == ["sync", "reduce", "admit"]
 
 
 def test_the_outer_momentum_reaches_over_rounds() -> None:
@@ -199,28 +63,28 @@ def test_the_outer_momentum_reaches_over_rounds() -> None:
 
 
 def test_members_step_along_the_average_of_their_pseudo_gradients() -> None:
-    group = FakeGroup(["a", "b"])
+    group = MeetingGroup(["a", "b"])
     ends: dict[str, float] = {}
 
     def train(name: str, change: float) -> None:
         params = one(4.0)
-        outer = DiLoCo(FakeComm(group, name), params, 1, optimizer=SGD(1.0))
+        outer = DiLoCo(MeetingComm(group, name), params, 1, optimizer=SGD(1.0))
         inner(outer, params, change)
         ends[name] = float(params["w"][0])
 
-    together(lambda: train("a", -1.0), lambda: train("b", -3.0))
+    meet(lambda: train("a", -1.0), lambda: train("b", -3.0))
 
     assert ends == {"a": 2.0, "b": 2.0}
 
 
 def test_a_newcomer_gets_the_state_and_stays_in_step_with_the_members() -> None:
-    group = FakeGroup(["a"])
+    group = MeetingGroup(["a"])
     ends: dict[str, tuple[float, float, int]] = {}
 
     def train(name: str, rounds: int) -> None:
         params = one(8.0 if name == "a" else -99.0)
         outer = DiLoCo(
-            FakeComm(group, name), params, 2, optimizer=SGD(1.0, momentum=0.5, nesterov=True)
+            MeetingComm(group, name), params, 2, optimizer=SGD(1.0, momentum=0.5, nesterov=True)
         )
         for number in range(rounds):
             if name == "a" and number == 1:
@@ -230,28 +94,28 @@ def test_a_newcomer_gets_the_state_and_stays_in_step_with_the_members() -> None:
         momentum = outer.state.arrays["momentum/w"]
         ends[name] = (float(params["w"][0]), float(momentum[0]), outer.round)
 
-    together(lambda: train("a", 5), lambda: train("b", 3))
+    meet(lambda: train("a", 5), lambda: train("b", 3))
 
     assert ends["a"] == ends["b"]
     assert ends["a"][2] == 5
-    assert group.log == [
+    assert without_tallies(group.log) == [
         "sync", "reduce", "admit", "reduce", "admit", "sync", *["reduce", "admit"] * 3
     ]  # fmt: skip
 
 
 def test_revisions_follow_on_each_other_however_many_rounds_lie_between_syncs() -> None:
-    group = FakeGroup(["a"])
+    group = MeetingGroup(["a"])
     params = one(1.0)
-    outer = DiLoCo(FakeComm(group, "a"), params, 1)
+    outer = DiLoCo(MeetingComm(group, "a"), params, 1)
 
     def newcomer(name: str) -> None:
-        DiLoCo(FakeComm(group, name), one(0.0), 1)
+        DiLoCo(MeetingComm(group, name), one(0.0), 1)
         group.names.remove(name)  # leaves again
 
     for number in range(6):
         if number % 3 == 2:
             group.newcomers = [f"b{number}"]
-            together(lambda: inner(outer, params, -0.1), lambda n=number: newcomer(f"b{n}"))  # type: ignore[misc]
+            meet(lambda: inner(outer, params, -0.1), lambda n=number: newcomer(f"b{n}"))  # type: ignore[misc]
         else:
             inner(outer, params, -0.1)
 
@@ -260,13 +124,13 @@ def test_revisions_follow_on_each_other_however_many_rounds_lie_between_syncs() 
 
 
 def test_params_are_set_to_the_elected_ones_at_once() -> None:
-    group = FakeGroup(["a", "b"])
+    group = MeetingGroup(["a", "b"])
     group.synced = {"a"}
     theirs = one(-5.0)
 
-    together(
-        lambda: DiLoCo(FakeComm(group, "a"), one(3.0), 1),
-        lambda: DiLoCo(FakeComm(group, "b"), theirs, 1),
+    meet(
+        lambda: DiLoCo(MeetingComm(group, "a"), one(3.0), 1),
+        lambda: DiLoCo(MeetingComm(group, "b"), theirs, 1),
     )
 
     assert theirs["w"][0] == 3.0
@@ -275,28 +139,28 @@ def test_params_are_set_to_the_elected_ones_at_once() -> None:
 def test_too_few_members_admit_and_then_average_what_they_had() -> None:
     params = one(10.0)
     outer, group = alone(params, 1, SGD(1.0))
-    group.failures["reduce"] = [CollectiveAborted("1 of 2 members")]
+    group.failures["reduce/0"] = [CollectiveAborted("1 of 2 members")]
 
     inner(outer, params, -2.0)
 
     assert params["w"][0] == 8.0
-    assert group.log == ["sync", "reduce", "admit", "reduce", "admit"]
+    assert without_tallies(group.log) == ["sync", "reduce", "admit", "reduce", "admit"]
 
 
 def test_a_newcomer_met_in_a_sync_with_too_few_members_is_synced_after_admit() -> None:
-    group = FakeGroup(["a"])
+    group = MeetingGroup(["a"])
     group.failures["sync"] = [CollectiveAborted("1 of 2 members")]
 
-    DiLoCo(FakeComm(group, "a"), one(1.0), 1)
+    DiLoCo(MeetingComm(group, "a"), one(1.0), 1)
 
-    assert group.log == ["sync", "admit", "sync"]
+    assert without_tallies(group.log) == ["sync", "admit", "sync"]
 
 
 @pytest.mark.parametrize("kind", ["reduce", "admit"])
 def test_a_round_goes_on_after_a_timeout_without_doing_anything_twice(kind: str) -> None:
     params = one(10.0)
     outer, group = alone(params, 1, SGD(1.0))
-    group.failures[kind] = [CallTimeout("late")]
+    group.failures["reduce/0" if kind == "reduce" else kind] = [CallTimeout("late")]
 
     with pytest.raises(CallTimeout):
         inner(outer, params, -2.0)
@@ -305,7 +169,7 @@ def test_a_round_goes_on_after_a_timeout_without_doing_anything_twice(kind: str)
     assert info is not None
     assert info.round == 1
     assert params["w"][0] == 8.0
-    assert group.log.count("reduce") == (2 if kind == "reduce" else 1)
+    assert group.log.count("reduce/0") == (2 if kind == "reduce" else 1)
 
 
 def test_a_sync_after_an_admission_is_made_up_for_after_a_timeout() -> None:
@@ -321,24 +185,24 @@ def test_a_sync_after_an_admission_is_made_up_for_after_a_timeout() -> None:
 
     assert info is not None
     assert info.admitted
-    assert group.log[-4:] == ["reduce", "admit", "sync", "sync"]
+    assert without_tallies(group.log)[-4:] == ["reduce", "admit", "sync", "sync"]
     assert group.last_revision == 1
 
 
 def test_parameters_are_flattened_by_name_whatever_their_order_and_shape() -> None:
-    group = FakeGroup(["a", "b"])
+    group = MeetingGroup(["a", "b"])
     shapes = {"m": (2, 3), "scalar": (), "empty": (0,), "v": (4,)}
     ends: list[dict[str, Array]] = []
 
     def train(name: str, order: list[str]) -> None:
         params: dict[str, Array] = {key: np.full(shapes[key], len(key), float) for key in order}
-        outer = DiLoCo(FakeComm(group, name), params, 1, optimizer=SGD(1.0))
+        outer = DiLoCo(MeetingComm(group, name), params, 1, optimizer=SGD(1.0))
         for array in params.values():
             array -= np.arange(array.size, dtype=float).reshape(array.shape)
         outer.step()
         ends.append(params)
 
-    together(lambda: train("a", list(shapes)), lambda: train("b", list(shapes)[::-1]))
+    meet(lambda: train("a", list(shapes)), lambda: train("b", list(shapes)[::-1]))
 
     for params in ends:
         for key, shape in shapes.items():

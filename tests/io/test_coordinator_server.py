@@ -19,20 +19,11 @@ from ringhaul.io.coordinator_server import serve_coordinator
 from ringhaul.io.link import MessageLink
 from ringhaul.limits import PROTOCOL_VERSION
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Leave,
-    LinkReady,
-    Opened,
-    Proposal,
-    Refused,
-    Welcome,
-)
+from ringhaul.wire.coordinator_messages import LinkReady, Opened, Proposal
 from ringhaul.wire.framing import FrameReader, frame
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import Goodbye, Heartbeat, Hello, Leave, Refused, Welcome
 
 M = TypeVar("M", bound=Message)
 
@@ -145,7 +136,7 @@ async def running_coordinator(
         opened.set()
 
     async def serve() -> None:
-        await serve_coordinator(host, 0, started=started, handshake_s=handshake_s)
+        await serve_coordinator(host, 0, new=True, started=started, handshake_s=handshake_s)
 
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
@@ -215,19 +206,22 @@ async def test_garbage_within_a_session_closes_the_connection_with_a_reason() ->
         assert "not a message" in await client.expect_refusal()
 
 
-async def test_connections_over_the_limit_are_closed_at_once_and_members_stay(
+async def test_a_crowd_of_silent_connections_keeps_no_honest_peer_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "UNPROVED_CONNECTIONS_MAX", 2)
     async with running_coordinator() as coordinator:
         member = await coordinator.dial()
         await member.found_run()
-        silent = [await coordinator.dial() for _ in range(2)]
-        surplus = await coordinator.dial()
-        assert await surplus.next_envelope() is None
+        silent = [await coordinator.dial() for _ in range(4)]
+        honest = await coordinator.dial()
+        await honest.send(hello(), numbered=False)
+        await honest.expect(Welcome)
+        for stranger in silent[:3]:
+            assert await stranger.next_envelope() is None
+        await silent[3].send(hello(), numbered=False)
+        await silent[3].expect(Welcome)
         await member.leave()
-        await silent[0].send(hello(), numbered=False)
-        await silent[0].expect(Welcome)
 
 
 async def test_a_broken_invariant_ends_the_coordinator_and_is_logged_with_its_story(
@@ -238,7 +232,7 @@ async def test_a_broken_invariant_ends_the_coordinator_and_is_logged_with_its_st
 
     monkeypatch.setattr(machine.Coordinator, "step", fail)
     with trio.fail_after(PATIENCE_S), pytest.raises(InvariantError, match="five"):
-        await serve_coordinator("127.0.0.1", 0)
+        await serve_coordinator("127.0.0.1", 0, new=True)
     assert "t=1 a step" in caplog.text
 
 

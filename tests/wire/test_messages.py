@@ -1,11 +1,8 @@
 """Messages of every kind, made from the readers' own bounds: round trips and garbage."""
 
 import dataclasses
-import enum
 import random
-import types
-from collections.abc import Callable
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgpack
 import pytest
@@ -13,109 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ringhaul.errors import WireError
-from ringhaul.ids import OpKey
-from ringhaul.limits import FRAME_BYTES_MAX, PROTOCOL_VERSION, TAG_LENGTH_MAX
+from ringhaul.limits import FRAME_BYTES_MAX, PROTOCOL_VERSION
+from ringhaul.testing.fuzz.makers import Maker, largest_number
+from ringhaul.testing.fuzz.mutants import mutated_message
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import Finished, Hello, Refused, Resumed
-from ringhaul.wire.fields import UINT_MAX
+from ringhaul.wire.coordinator_messages import Finished
 from ringhaul.wire.message import MESSAGES, Message
 from ringhaul.wire.records import Address, addresses
+from ringhaul.wire.session_messages import Hello, Refused, Resumed
 
-Reader = Callable[[object], Any]
-
-ALPHABET = "aZ0-_ .é漢😀"
 MUTANTS = 10_000
 MADE_PER_CLASS = 50
-
-
-class Maker:
-    """Makes valid values from a field's type; its reader, asked, tells the bounds."""
-
-    def __init__(self, dice: random.Random) -> None:
-        self.dice = dice
-
-    def envelope(self, kind: type[Message]) -> Envelope:
-        return Envelope(
-            message=self.record(kind),
-            run_id=self.dice.randbytes(16),
-            incarnation=self.integer(UINT_MAX),
-            seq=self.integer(UINT_MAX),
-            ack=self.integer(UINT_MAX),
-        )
-
-    def record(self, kind: type[Any]) -> Any:  # noqa: ANN401 - an instance of `kind`
-        hints = get_type_hints(kind, include_extras=True)
-        for _ in range(10_000):
-            fields = {f.name: self.field(hints[f.name], f.name) for f in dataclasses.fields(kind)}
-            made = kind(**fields)
-            if getattr(made, "problem", lambda: None)() is None:
-                return made
-        raise AssertionError(f"no valid {kind.__name__} was made")
-
-    def field(self, hint: Any, name: str) -> Any:  # noqa: ANN401
-        if name == "version":
-            return PROTOCOL_VERSION
-        kind, reader = get_args(hint)[:2]
-        return self.value(kind, reader)
-
-    def value(self, kind: Any, reader: Reader) -> Any:  # noqa: ANN401
-        kind = getattr(kind, "__supertype__", kind)
-        if isinstance(kind, types.UnionType) or get_origin(kind) is Union:  # of a NewType
-            inner = next(part for part in get_args(kind) if part is not types.NoneType)
-            return None if self.dice.random() < 0.4 else self.value(inner, reader)
-        if get_origin(kind) is tuple:
-            return self.items(get_args(kind)[0])
-        if kind is OpKey:
-            return OpKey(
-                self.dice.choice([None, "", "t" * TAG_LENGTH_MAX]), self.integer(2**32 - 1)
-            )
-        if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            return self.record(kind)
-        if issubclass(kind, enum.Enum):
-            return self.dice.choice(list(kind))
-        return self.scalar(kind, reader)
-
-    def items(self, kind: Any) -> tuple[Any, ...]:  # noqa: ANN401
-        count = self.dice.choice([0, 1, 1, 2, 3])
-        if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            return tuple(self.record(kind) for _ in range(count))
-        return tuple(self.dice.sample(["a", "b", "peer-é", "d" * 80], count))
-
-    def scalar(self, kind: type, reader: Reader) -> Any:  # noqa: ANN401
-        if kind is bool:
-            return self.dice.random() < 0.5
-        if kind is int:
-            return self.integer(largest(reader, lambda number: number, UINT_MAX))
-        if kind is float:
-            return self.dice.choice([0.0, 1e-9, 0.25, 1e7])
-        if kind is str:
-            length = self.integer(largest(reader, lambda length: "x" * length, 1 << 14))
-            made = "".join(self.dice.choices(ALPHABET, k=length))
-            return made or ("" if accepts(reader, "") else "x")
-        assert kind is bytes, kind
-        return self.dice.randbytes(16)
-
-    def integer(self, maximum: int) -> int:
-        return self.dice.choice([0, 1, maximum - 1, maximum, self.dice.randint(0, maximum)])
-
-
-def accepts(reader: Reader, value: object) -> bool:
-    try:
-        reader(value)
-    except WireError:
-        return False
-    return True
-
-
-def largest(reader: Reader, make: Callable[[int], object], ceiling: int) -> int:
-    """The greatest number whose value the reader takes, found by halving."""
-    low, high = 1, ceiling
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if accepts(reader, make(middle)) else (low, middle - 1)
-    return low
 
 
 def decodes_or_refuses(data: bytes) -> bool:
@@ -161,7 +66,7 @@ def integer_fields() -> list[Any]:
         for index, field in enumerate(dataclasses.fields(kind)):
             inner, reader = get_args(hints[field.name])[:2]
             if getattr(inner, "__supertype__", inner) is int and field.name != "version":
-                top = largest(reader, lambda number: number, UINT_MAX)
+                top = largest_number(reader)
                 found.append(pytest.param(kind, index, top, id=f"{kind.__name__}.{field.name}"))
     return found
 
@@ -179,52 +84,14 @@ def test_a_number_out_of_its_bounds_is_refused(
         decode(msgpack.packb(values))
 
 
-def random_value(dice: random.Random) -> object:
-    nested: list[object] = []
-    for _ in range(dice.randint(0, 400)):
-        nested = [nested]
-    return dice.choice([
-        None, True, 0, 1, -1, 2**31, 2**63, 2**64 - 1, 0.5, -0.0, float("nan"), float("inf"),
-        "", "x" * 2000, "\x00\n", b"", dice.randbytes(16), dice.randbytes(17), [], [[]], nested,
-        ["a", "a"], [None, 0], [None, 2**32], ["t", -1], {}, {"a": 1}, ["host", 70000],
-        [["host", 1]] * 17, "committed", "timeout", dice.randint(0, 50), ["a"] * 1025,
-        msgpack.ExtType(5, b""), msgpack.Timestamp(1),
-    ])  # fmt: skip
-
-
-def replace_somewhere(value: Any, dice: random.Random) -> Any:  # noqa: ANN401
-    """Put a random value in place of one field, at any depth."""
-    if isinstance(value, list) and value and dice.random() < 0.8:
-        index = dice.randrange(len(value))
-        return [*value[:index], replace_somewhere(value[index], dice), *value[index + 1 :]]
-    return random_value(dice)
-
-
-def mutant(data: bytes, dice: random.Random) -> bytes:
-    match dice.choice(["flip", "truncate", "extend", "replace", "replace", "insert"]):
-        case "flip":
-            changed = bytearray(data)
-            for _ in range(dice.randint(1, 4)):
-                changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
-            return bytes(changed)
-        case "truncate":
-            return data[: dice.randrange(len(data))]
-        case "extend":
-            return data + dice.randbytes(dice.randint(1, 9))
-        case "insert":
-            at = dice.randrange(len(data))
-            return data[:at] + dice.randbytes(dice.randint(1, 3)) + data[at:]
-        case _:
-            packed: bytes = msgpack.packb(replace_somewhere(msgpack.unpackb(data), dice))
-            return packed
-
-
 def test_ten_thousand_mutants_give_a_message_or_a_wire_error() -> None:
     dice = random.Random(20_250)
     maker = Maker(dice)
     kinds = list(MESSAGES.values())
     originals = [encode(maker.envelope(kind)) for kind in kinds for _ in range(4)]
-    read = sum(decodes_or_refuses(mutant(dice.choice(originals), dice)) for _ in range(MUTANTS))
+    read = sum(
+        decodes_or_refuses(mutated_message(dice.choice(originals), dice)) for _ in range(MUTANTS)
+    )
 
     assert MUTANTS // 50 < read < MUTANTS // 2  # both ends of `decode` were reached
 
@@ -314,7 +181,7 @@ def test_text_that_is_not_unicode_is_not_encoded() -> None:
 @pytest.mark.parametrize("size", [0, 15, 17])
 def test_a_run_id_and_a_digest_have_16_bytes(size: int) -> None:
     with pytest.raises(WireError, match="16 bytes"):
-        decode(msgpack.packb([Resumed.KIND, bytes(size), 0, 0, 0]))
+        decode(msgpack.packb([Resumed.KIND, bytes(size), 0, 0, 0, False]))
     with pytest.raises(WireError, match="digest: not 16 bytes"):
         decode(msgpack.packb([Finished.KIND, bytes(16), 0, 0, 0, 1, [None, 0], bytes(size)]))
 

@@ -1,4 +1,4 @@
-"""The command line: `ringhaul coordinator`, `ringhaul demo`, `ringhaul bench`."""
+"""The command line: `ringhaul coordinator`, and what the other rooms of `cli` offer."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,10 @@ import trio
 import typer
 
 from ringhaul.cli.bench.command import bench_command
+from ringhaul.cli.churn.command import churn_command
 from ringhaul.cli.demo.command import demo_command
+from ringhaul.cli.status.command import status_command
+from ringhaul.errors import JournalError
 from ringhaul.io.address import parse_address
 from ringhaul.io.coordinator_server import serve_coordinator
 from ringhaul.limits import DEFAULT_PORT
@@ -26,10 +29,14 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("demo")(demo_command)
+app.command("churn")(churn_command)
+app.command("status")(status_command)
 app.command("bench")(bench_command)
 
 #: The address could not be listened on.
 EXIT_CANNOT_LISTEN = 1
+#: The journal is in use, foreign, damaged, or cannot be written.
+EXIT_JOURNAL = 3
 
 
 def _print_version(wanted: bool) -> None:
@@ -57,19 +64,26 @@ def coordinator_command(
         str, typer.Option(metavar="HOST:PORT", help="Where peers connect; port 0: any free one.")
     ] = f"0.0.0.0:{DEFAULT_PORT}",
     journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Not available in this version.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Remember the run here: if this process dies, start it again with the same "
+            "file and address, and the run goes on.",
+        ),
     ] = None,
+    new: Annotated[
+        bool,
+        typer.Option(
+            "--new",
+            help="Without a run in the journal: begin a new one at once, do not wait 3 s for "
+            "members of an earlier coordinator.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Say where it listens as a JSON line.")
     ] = False,
 ) -> None:
     """Track which peers take part, until SIGTERM or Ctrl-C. Logs go to stderr."""
-    if journal is not None:
-        raise typer.BadParameter(
-            "the journal is not available in this version: run without --journal; "
-            "a coordinator that is started anew begins a new run",
-            param_hint="--journal",
-        )
     try:
         host, port = parse_address(listen, DEFAULT_PORT)
     except ValueError as error:
@@ -79,13 +93,18 @@ def coordinator_command(
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    failure = trio.run(_coordinate, host, port, as_json)
-    if failure is not None:
+    failure = trio.run(_coordinate, host, port, journal, new, as_json)
+    if isinstance(failure, OSError):
         print(f"cannot listen on {listen}: {failure}", file=sys.stderr)
         raise typer.Exit(EXIT_CANNOT_LISTEN)
+    if failure is not None:
+        print(failure, file=sys.stderr)
+        raise typer.Exit(EXIT_JOURNAL)
 
 
-async def _coordinate(host: str, port: int, as_json: bool) -> OSError | None:
+async def _coordinate(
+    host: str, port: int, journal: Path | None, new: bool, as_json: bool
+) -> OSError | JournalError | None:
     """Be the coordinator until a signal comes; return why that was not possible."""
 
     def announce(address: str) -> None:
@@ -96,13 +115,21 @@ async def _coordinate(host: str, port: int, as_json: bool) -> OSError | None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
             try:
-                await serve_coordinator(host, port, started=announce)
-            except (OSError, AssertionError) as error:  # out of the nursery, without a group
-                failure = error
+                await serve_coordinator(host, port, journal=journal, new=new, started=announce)
+            except* (OSError, JournalError, AssertionError) as group:
+                failure = _first_of(group)
             nursery.cancel_scope.cancel()
-    if failure is None or isinstance(failure, OSError):
+    if failure is None or isinstance(failure, (OSError, JournalError)):
         return failure
     raise failure
+
+
+def _first_of(error: BaseException) -> Exception:
+    """The first error in a group of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

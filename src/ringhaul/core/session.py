@@ -35,6 +35,10 @@ class Session:
         """What has to be sent again when the session is resumed."""
         return list(self._unacknowledged)
 
+    def first_unacknowledged(self, kinds: tuple[type[Message], ...]) -> Message | None:
+        """The oldest message of these classes that the other side may not have."""
+        return next((m for _, m in self._unacknowledged if isinstance(m, kinds)), None)
+
     def take(self, envelope: Envelope) -> bool:
         """Note the numbers of a message that arrived; tell whether it is to be handled.
 

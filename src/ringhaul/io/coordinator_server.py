@@ -6,23 +6,27 @@ and for how long without saying who they are.
 
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import assert_never
 
 import trio
 
 from ringhaul import limits
 from ringhaul.core.coordinator.machine import Coordinator, Event, LinkAccepted, Options
-from ringhaul.core.coordinator.model import Effect
+from ringhaul.core.coordinator.model import Effect, Forget, Save, SavedRun
 from ringhaul.core.steps import Close, LinkLost, Log, Received, Send, Tick
-from ringhaul.errors import InvariantError, WireError
+from ringhaul.errors import InvariantError, JournalError, WireError
 from ringhaul.ids import LinkId
+from ringhaul.io.doorway import Doorway
+from ringhaul.io.journal import Journal
 from ringhaul.io.link import MessageLink
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Refused
 from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import Refused
 
 __all__ = ["Options", "serve_coordinator"]
 
@@ -30,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 _RUN_ID_BYTES = 16
 _SECRET_BYTES = 32
-#: Without a journal every start is a new run, and the first incarnation of it.
-_FIRST_INCARNATION = 1
 
 
 async def serve_coordinator(
@@ -39,38 +41,76 @@ async def serve_coordinator(
     listen_port: int,
     *,
     options: Options | None = None,
+    journal: Path | None = None,
+    new: bool = False,
     started: Callable[[str], None] | None = None,
     handshake_s: float = limits.HANDSHAKE_S,
 ) -> None:
-    """Be the coordinator of a new run, until cancelled.
+    """Be the coordinator of a run, until cancelled.
+
+    The members of a run whose coordinator died find their way back to one that is started at
+    the same address, and the run goes on: with the journal at once, without it too, as long as
+    members live.
 
     Args:
         listen_host: IPv4 or IPv6 address or host name; "" for every interface.
         listen_port: 0 for any free port.
         options: what an operator may set.
+        journal: a file that remembers the run; made if it is not there.
+        new: without a journal of a run: let peers in at once. Otherwise members of an earlier
+            coordinator at this address are awaited for `options.resume_wait_s` seconds.
         started: called once connections are taken, with the address, as `HOST:PORT`.
         handshake_s: a connection that has not said who it is within this is closed.
 
     Raises:
         OSError: the address cannot be listened on.
+        JournalError: the journal is in use, foreign, damaged, or cannot be written.
         InvariantError: a bug of ringhaul; it has been logged with its story.
 
     Cancelling closes all connections at once.
     """
-    machine = Coordinator(
-        run_id=secrets.token_bytes(_RUN_ID_BYTES),
-        incarnation=_FIRST_INCARNATION,
-        secret=secrets.token_bytes(_SECRET_BYTES),
-        options=options or Options(),
-    )
-    listeners = await _open_listeners(listen_host, listen_port)
+    opened = None if journal is None else Journal.open(journal)
     try:
-        if started is not None:
-            started(_address_of(listeners[0].socket))
-        await _Server(machine, handshake_s=handshake_s).run(listeners)
+        machine = _make_machine(opened, options or Options(), is_new=new)
+        listeners = await _open_listeners(listen_host, listen_port)
+        try:
+            if started is not None:
+                started(_address_of(listeners[0].socket))
+            await _Server(machine, opened, handshake_s=handshake_s).run(listeners)
+        finally:
+            for listener in listeners:
+                listener.socket.close()
     finally:
-        for listener in listeners:
-            listener.socket.close()
+        if opened is not None:
+            opened.close()
+
+
+def _make_machine(journal: Journal | None, options: Options, *, is_new: bool) -> Coordinator:
+    """Go on with the run that a journal holds, or be ready for a new one.
+
+    Incarnations rise from start to start, also without a journal: they are milliseconds.
+    """
+    incarnation = time.time_ns() // 1_000_000
+    known = journal.load_run() if journal is not None else None
+    if known is None:
+        run_id, secret = secrets.token_bytes(_RUN_ID_BYTES), secrets.token_bytes(_SECRET_BYTES)
+    elif is_new:
+        text = "the journal holds a run: leave out --new to go on with it, or name another file"
+        raise JournalError(text)
+    else:
+        before, secret = known
+        run_id = before.run_id
+        incarnation = max(incarnation, before.incarnation + 1)
+    if journal is not None:
+        journal.begin(SavedRun(run_id=run_id, incarnation=incarnation), secret)
+    return Coordinator(
+        run_id=run_id,
+        incarnation=incarnation,
+        secret=secret,
+        options=options,
+        memory=journal.load() if journal is not None else None,
+        is_new=is_new,
+    )
 
 
 async def _open_listeners(host: str, port: int) -> list[trio.SocketListener]:
@@ -101,16 +141,21 @@ class _Connection:
     is_known: bool = True
     #: It said who it is, and the machine took it.
     proved: trio.Event = field(default_factory=trio.Event)
+    leave_doorway: Callable[[], None] = field(default=lambda: None)
 
 
 class _Server:
     """Feeds the machine with what happens, and does what it says."""
 
-    def __init__(self, machine: Coordinator, *, handshake_s: float) -> None:
+    def __init__(
+        self, machine: Coordinator, journal: Journal | None, *, handshake_s: float
+    ) -> None:
         self._machine = machine
+        self._journal = journal
         self._handshake_s = handshake_s
         #: Every connection whose stream is open; some of them only drain.
         self._connections: dict[LinkId, _Connection] = {}
+        self._doorway = Doorway(limits.UNPROVED_CONNECTIONS_MAX)
         self._accepted_count = 0
         self._timer = trio.CancelScope()
         self._everything = trio.CancelScope()
@@ -122,6 +167,8 @@ class _Server:
         with self._everything:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_time)
+                if self._journal is not None:
+                    nursery.start_soon(self._journal.run)
                 await trio.serve_listeners(self._serve, listeners, handler_nursery=nursery)
         if self._failure is not None:
             raise self._failure
@@ -156,6 +203,9 @@ class _Server:
                 if connection is not None:
                     connection.is_known = False
                     connection.link.close_nowait(reason)
+            case Save() | Forget():
+                if self._journal is not None:
+                    self._journal.put_nowait(effect)
             case Log(text, important):
                 logger.log(logging.INFO if important else logging.DEBUG, "%s", text)
             case _:
@@ -182,22 +232,23 @@ class _Server:
         except OSError:  # it is gone already
             stream.socket.close()
             return
-        unproved_count = sum(not c.proved.is_set() for c in self._connections.values())
-        if unproved_count >= limits.UNPROVED_CONNECTIONS_MAX:
-            self._log_refusal(host, f"{unproved_count} connections have not said who they are")
-            stream.socket.close()
-            return
         self._accepted_count += 1
         link_id = LinkId(self._accepted_count)
         link = MessageLink(stream, on_wire_error=partial(self._on_wire_error, link_id))
         connection = self._connections[link_id] = _Connection(link, host)
         self._step(LinkAccepted(link_id, host))
+        reason = "sent away: too many connections have not said who they are"
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._await_proof, link_id, connection)
-                reason = await link.run(partial(self._on_envelope, link_id, connection))
-                nursery.cancel_scope.cancel()
+            with trio.CancelScope() as scope:
+                connection.leave_doorway = self._doorway.enter(host, scope.cancel)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._await_proof, link_id, connection)
+                    reason = await link.run(partial(self._on_envelope, link_id, connection))
+                    nursery.cancel_scope.cancel()
+            if scope.cancelled_caught:
+                self._log_refusal(host, reason)
         finally:
+            connection.leave_doorway()
             del self._connections[link_id]
         self._lose(link_id, connection, reason)
 
@@ -209,6 +260,7 @@ class _Server:
             _, peer_id = self._machine.run.links.get(link_id, ("", None))
             if peer_id is not None:
                 connection.proved.set()
+                connection.leave_doorway()
 
     async def _await_proof(self, link_id: LinkId, connection: _Connection) -> None:
         """Close a connection that does not say who it is."""

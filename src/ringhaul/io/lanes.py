@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ringhaul import limits
 from ringhaul.ids import Generation
-from ringhaul.io.transfer import Segment, TransferKey
+from ringhaul.io.transfer import Segment, TransferKey, eager_cost
 
 #: Grants kept for operations not begun here; the oldest are of operations long done.
 _GRANTS_MAX = 2 * limits.OPEN_OPERATIONS_MAX
@@ -105,7 +105,7 @@ class Lanes:
                 self._active.pop(key, None)
                 continue
             if not lane.is_granted:
-                size = len(segment.view)
+                size = eager_cost(len(segment.view))
                 if self._eager_bytes + size > limits.EAGER_BYTES_MAX:
                     lane.held = segment
                     self._active.pop(key, None)

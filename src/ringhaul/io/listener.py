@@ -1,16 +1,18 @@
 """A peer's listening socket: proves who connects, and hands the connection on."""
 
+import hmac
 import logging
+import secrets
 import socket
 
 import trio
 
 from ringhaul import limits
+from ringhaul.io.doorway import Doorway
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.sockets import DataSocket, StreamEnded, close_on_fork
-from ringhaul.io.state_transfer import StateServer
+from ringhaul.io.state_serve import Served, StateServer
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.peer_messages import (
     StateRequest,
     StreamChosen,
@@ -26,16 +28,17 @@ _HOSTS_LOGGED_MAX = 1000
 
 def open_listener(host: str | None, port: int) -> socket.socket:
     """Listen on all interfaces, IPv6 and IPv4, unless a host is named."""
+    backlog = limits.ACCEPT_BACKLOG
     if host is None and socket.has_dualstack_ipv6():
         try:
             sock = socket.create_server(
-                ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=256
+                ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
             )
         except OSError:  # the kernel knows IPv6, this machine has it switched off
-            sock = socket.create_server(("", port), backlog=256)
+            sock = socket.create_server(("", port), backlog=backlog)
     else:
         family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
-        sock = socket.create_server((host or "", port), family=family, backlog=256)
+        sock = socket.create_server((host or "", port), family=family, backlog=backlog)
     sock.setblocking(False)
     return close_on_fork(sock)
 
@@ -47,7 +50,7 @@ class Listener:
         self._sock = sock
         self._neighbours = neighbours
         self._states = states
-        self._unproved = 0
+        self._doorway = Doorway(limits.UNPROVED_CONNECTIONS_MAX)
         self._refused: set[str] = set()
 
     async def run(self, nursery: trio.Nursery) -> None:
@@ -55,7 +58,7 @@ class Listener:
         try:
             while True:
                 try:
-                    sock, _ = self._sock.accept()
+                    stranger = DataSocket(self._sock.accept()[0])
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(self._sock)
                     continue
@@ -63,46 +66,46 @@ class Listener:
                     logger.warning("cannot accept: %s", error)
                     await trio.sleep(0.05)
                     continue
-                if self._unproved >= limits.UNPROVED_CONNECTIONS_MAX:
-                    sock.close()
-                    continue
-                nursery.start_soon(self._prove, DataSocket(sock))
+                nursery.start_soon(self._serve, stranger)
+                # a flood of connections shall not stop what this thread does besides
+                await trio.lowlevel.checkpoint()
         finally:
             self._sock.close()
 
-    async def _prove(self, sock: DataSocket) -> None:
-        keep = is_proved = False
+    async def _serve(self, sock: DataSocket) -> None:
+        """Look after one connection until somebody has taken it, or it ends."""
         host = sock.peer_host()
+        keep = False
         try:
-            request: StateRequest | None = None
-            plan: SyncPlan | None = None
-            self._unproved += 1
-            try:
-                with trio.move_on_after(limits.HANDSHAKE_S):
-                    match (await sock.receive_message()).message:
-                        case StreamHello() as hello:
-                            is_proved = await self._welcome(sock, hello)
-                            keep = is_proved and await self._take_if_chosen(sock, hello)
-                        case StateRequest() as asked:
-                            request = asked
-                            plan = await self._states.find(asked)
-                        case other:
-                            raise StreamEnded(f"{type(other).__name__} from a stranger")
-            finally:
-                self._unproved -= 1
-            if request is not None and plan is not None:
-                await self._states.send(request, plan, sock)
+            with trio.CancelScope() as at_the_door:
+                leave = self._doorway.enter(host, at_the_door.cancel)
+                try:
+                    at_the_door.deadline = trio.current_time() + limits.HANDSHAKE_S
+                    keep, asked = await self._prove(sock)
+                finally:
+                    leave()
+            if at_the_door.cancelled_caught or asked is None:
+                return
+            await self._states.answer(*asked, sock)
         except StreamEnded as error:
-            if is_proved:
-                return  # the dialler chose another of our addresses
-            if host not in self._refused and len(self._refused) < _HOSTS_LOGGED_MAX:
-                self._refused.add(host)  # once a host: a scanner shall not fill the log
-                logger.info("closed a connection from %s: %s", host, error)
+            self._log_refusal(host, str(error))
         finally:
             if not keep:
                 sock.close()
 
+    async def _prove(self, sock: DataSocket) -> tuple[bool, tuple[StateRequest, Served] | None]:
+        """Find out who it is. Whether a link has taken the socket; or the state it may have."""
+        match (await sock.receive_message()).message:
+            case StreamHello() as hello:
+                return await self._welcome(sock, hello), None
+            case StateRequest() as request:
+                served = await self._states.find(request)
+                return False, None if served is None else (request, served)
+            case other:
+                raise StreamEnded(f"{type(other).__name__} from a stranger")
+
     async def _welcome(self, sock: DataSocket, hello: StreamHello) -> bool:
+        """The previous rank's stream, once each end has answered the other's challenge."""
         own = await self._neighbours.wait_identity()
         if hello.acceptor != own:
             reason = f"this is {own}, not {hello.acceptor}"
@@ -111,13 +114,23 @@ class Listener:
         if hello.link_number == 0:
             await sock.send_message(Envelope(message=StreamRefused(reason="alive")))
             return False
-        proof = await self._neighbours.wait_expected(hello)
-        await sock.send_message(Envelope(message=StreamWelcome(proof=proof)))
-        return True
-
-    async def _take_if_chosen(self, sock: DataSocket, hello: StreamHello) -> bool:
-        answer = (await sock.receive_message()).message
-        if not isinstance(answer, StreamChosen):
-            raise StreamEnded(f"{type(answer).__name__} after the welcome")
+        ticket = await self._neighbours.wait_expected(hello)
+        challenge = secrets.token_bytes(limits.CHALLENGE_BYTES)
+        welcome = StreamWelcome(proof=ticket.proof_for(hello.challenge), challenge=challenge)
+        await sock.send_message(Envelope(message=welcome))
+        try:
+            chosen = (await sock.receive_message()).message
+        except StreamEnded:
+            return False  # the dialler chose another of our addresses
+        if not isinstance(chosen, StreamChosen):
+            raise StreamEnded(f"{type(chosen).__name__} after the welcome")
+        if not hmac.compare_digest(chosen.answer, ticket.token_for(challenge)):
+            raise StreamEnded(f"it is not {hello.dialler}, as it said")
         self._neighbours.add_incoming(hello, sock)
         return True
+
+    def _log_refusal(self, host: str, reason: str) -> None:
+        """Once a host: a scanner shall not fill the log."""
+        if host not in self._refused and len(self._refused) < _HOSTS_LOGGED_MAX:
+            self._refused.add(host)
+            logger.info("closed a connection from %s: %s", host, reason)

@@ -5,13 +5,14 @@ out about a neighbour whose link broke. Decides nothing about what the links car
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 
 import trio
 
 from ringhaul import limits
 from ringhaul.core.peer.steps import LinkBroken, LinkUp
-from ringhaul.ids import NO_GENERATION, PeerId
+from ringhaul.ids import NO_GENERATION, Generation, PeerId
 from ringhaul.io.dial import DialError, Reached, dialable, reach
 from ringhaul.io.incoming import IncomingLink, Sink
 from ringhaul.io.outgoing import OutgoingLink
@@ -19,7 +20,7 @@ from ringhaul.io.reactor import Reactor
 from ringhaul.io.sockets import DataSocket, StreamEnded, window_bytes_max
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Proposal
-from ringhaul.wire.peer_messages import StreamChosen, StreamHello
+from ringhaul.wire.peer_messages import StreamChosen, StreamHello, StreamWelcome
 from ringhaul.wire.records import Address, Ticket
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Neighbours:
         self._wanted = 1
         self._address: Address | None = None
         self._links_made = 0
+        #: The link to the next rank as it was measured last: its number, bytes sent, and when.
+        self._measured = (0, 0, 0.0)
 
     # -- who this peer is -----------------------------------------------------------------------
 
@@ -102,7 +105,8 @@ class Neighbours:
             self.incoming.close()
             self.incoming = None
         if self._previous is not None and self.incoming is None:
-            self._nursery.start_soon(self._watch_previous, self._previous)
+            made_for = proposal.generation
+            self._nursery.start_soon(self._watch_previous, self._previous, made_for)
         if self._next is None or self.outgoing is not None:
             self._report(LinkUp(proposal.generation))
         else:
@@ -141,15 +145,20 @@ class Neighbours:
             version=limits.PROTOCOL_VERSION,
             dialler=self.peer_id,
             acceptor=ticket.peer,
-            token=ticket.token,
+            challenge=secrets.token_bytes(limits.CHALLENGE_BYTES),
             stream_index=index,
             stream_count=limits.STREAMS_MAX,
             link_number=number,
         )
         envelope = Envelope(message=hello, run_id=self.run_id)
-        reached = await reach(addresses, envelope, ticket.proof, limits.LINK_DIAL_S)
+        proof = ticket.proof_for(hello.challenge)
+        reached = await reach(addresses, envelope, proof, limits.LINK_DIAL_S)
+        if not isinstance(reached.answer, StreamWelcome):
+            reached.sock.close()
+            raise DialError(f"answered with {type(reached.answer).__name__}", refused=False)
+        chosen = StreamChosen(answer=ticket.token_for(reached.answer.challenge))
         try:
-            await reached.sock.send_message(Envelope(message=StreamChosen(), run_id=self.run_id))
+            await reached.sock.send_message(Envelope(message=chosen, run_id=self.run_id))
             reached.sock.tune()
         except StreamEnded as error:
             reached.sock.close()
@@ -217,26 +226,37 @@ class Neighbours:
         infos = [info for s in self.outgoing.streams if (info := s.sock.tcp_info())]
         return sum(info.delivery_bytes_per_s for info in infos) or None
 
+    def measure_sent(self, now: float) -> int | None:
+        """Payload bytes/s sent to the next rank since the last look; None without a link."""
+        link = self.outgoing
+        if link is None:
+            return None
+        number, sent_bytes, since = self._measured
+        self._measured = link.number, link.sent_bytes, now
+        if number != link.number or now <= since:
+            return None
+        return int((link.sent_bytes - sent_bytes) / (now - since))
+
     # -- from the previous rank -----------------------------------------------------------------
 
-    async def _watch_previous(self, ticket: Ticket) -> None:
+    async def _watch_previous(self, ticket: Ticket, made_for: Generation) -> None:
         """Report if the previous rank does not dial: it may think that its old link is up."""
-        made_for = self._made_for
         await trio.sleep(2 * limits.LINK_DIAL_S)
         is_up = self.incoming is not None and self.incoming.peer == ticket.peer
         if made_for == self._made_for and not is_up:
-            await self._probe(ticket, "the previous rank did not dial")
+            await self._probe(ticket, "the previous rank did not dial", made_for)
 
-    async def wait_expected(self, hello: StreamHello) -> bytes:
-        """Wait until a proposal names this dialler; return the proof. The caller bounds it."""
-        while True:
-            ticket = self._previous
-            if ticket and ticket.peer == hello.dialler and ticket.token == hello.token:
-                return ticket.proof
+    async def wait_expected(self, hello: StreamHello) -> Ticket:
+        """Wait until a proposal names this dialler. The caller bounds it."""
+        while (ticket := self._previous) is None or ticket.peer != hello.dialler:
             await self._changed.wait()
+        return ticket
 
     def add_incoming(self, hello: StreamHello, sock: DataSocket) -> None:
         """A stream from the previous rank is proved; a newer link replaces an older."""
+        if self._previous is None or self._previous.peer != hello.dialler:
+            sock.close()  # another ring was proposed since it was expected
+            return
         link = self.incoming
         if link is None or link.peer != hello.dialler or link.number < hello.link_number:
             if link is not None:
@@ -275,20 +295,20 @@ class Neighbours:
 
     def _find_out(self, ticket: Ticket | None, peer: PeerId, reason: str) -> None:
         if ticket is not None and ticket.peer == peer:
-            self._nursery.start_soon(self._probe, ticket, reason)
+            # noted now: another ring may be proposed before the task begins
+            self._nursery.start_soon(self._probe, ticket, reason, self._made_for)
 
-    async def _probe(self, ticket: Ticket, reason: str) -> None:
+    async def _probe(self, ticket: Ticket, reason: str, made_for: Generation) -> None:
         """Find out whether a neighbour still listens: a refusal is a witness of its death.
 
         If another ring is proposed meanwhile, its links are made anew: nothing is reported.
         """
-        made_for = self._made_for
         refused = False
         hello = StreamHello(
             version=limits.PROTOCOL_VERSION,
             dialler=self.peer_id,
             acceptor=ticket.peer,
-            token=bytes(16),
+            challenge=bytes(limits.CHALLENGE_BYTES),
             stream_index=0,
             stream_count=1,
             link_number=0,

@@ -41,6 +41,8 @@ class OutgoingLink:
         self.is_closed = False
         self.streams: list[OutgoingStream] = []
         self.reactor = reactor
+        #: Payload handed to streams, what was sent again included.
+        self.sent_bytes = 0
         self._owner = owner
         self._lanes = Lanes()
         self._first = 0
@@ -85,7 +87,10 @@ class OutgoingLink:
 
     def take(self) -> Segment | None:
         """The next segment that may be sent."""
-        return self._lanes.take()
+        segment = self._lanes.take()
+        if segment is not None:
+            self.sent_bytes += len(segment.view)
+        return segment
 
     def on_grant(self, header: SegmentHeader) -> None:
         """The receiver has posted an operation."""

@@ -220,7 +220,8 @@ class PeerRuntime:
                 await trio.sleep_forever()
             for _ in range(2):  # what waits in the sockets is read before silence is judged
                 await trio.lowlevel.checkpoint()
-            if trio.current_time() >= self._machine.next_deadline():
+            if (now := trio.current_time()) >= self._machine.next_deadline():
+                self._step(steps.LinkMeasured(self.plane.neighbours.measure_sent(now)))
                 self._step(Tick())
 
     def _do(self, effect: Effect) -> None:

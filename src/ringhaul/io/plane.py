@@ -18,7 +18,7 @@ from ringhaul.ids import NO_GENERATION, OpKey
 from ringhaul.io.incoming import IncomingLink, IncomingStream
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.reactor import Reactor
-from ringhaul.io.transfer import Segment, Transfer, TransferKey
+from ringhaul.io.transfer import Segment, Transfer, TransferKey, eager_cost
 from ringhaul.wire.coordinator_messages import Outcome
 from ringhaul.wire.segment_header import SegmentHeader, WireKey
 
@@ -93,7 +93,7 @@ class DataPlane:
         else:
             for _ in self._own_segments(transfer):
                 pass  # a world of one is done by asking
-        self.early_bytes -= sum(len(payload) for _, payload in early)
+        self.early_bytes -= sum(eager_cost(len(payload)) for _, payload in early)
         try:
             for header, payload in early:
                 if transfer.expects(header):
@@ -120,7 +120,7 @@ class DataPlane:
         dead = (wire_key.tag_hash, wire_key.ordinal)
         self._bury(dead)
         for _, payload in self._early.pop(dead, ()):
-            self.early_bytes -= len(payload)
+            self.early_bytes -= eager_cost(len(payload))
 
     def _bury(self, key: TransferKey) -> None:
         """Remember that a key is dead; the oldest, whose data came long ago, are forgotten."""
@@ -169,9 +169,10 @@ class DataPlane:
             return
         if key in self._dead:
             return
-        if self.early_bytes + header.payload_bytes > limits.EAGER_BYTES_MAX:
+        cost = eager_cost(header.payload_bytes)
+        if self.early_bytes + cost > limits.EAGER_BYTES_MAX:
             raise WireError("more early data than was granted")
-        self.early_bytes += header.payload_bytes
+        self.early_bytes += cost
         stream.eager = np.empty(header.payload_bytes, np.uint8).data  # not zeroed, as bytearray is
         stream.payload = stream.eager
 
@@ -185,7 +186,7 @@ class DataPlane:
             if transfer is None and key not in self._dead:
                 self._early.setdefault(key, []).append((header, stream.eager))
                 return
-            self.early_bytes -= len(stream.eager)
+            self.early_bytes -= eager_cost(len(stream.eager))
         elif stream.transfer is None or stream.transfer is not transfer:
             return
         if transfer is None or (stream.eager is not None and not transfer.expects(header)):
@@ -200,7 +201,7 @@ class DataPlane:
         if stream.eager is not None:
             header = stream.header
             if header is not None and header.generation == self.generation:
-                self.early_bytes -= len(stream.eager)
+                self.early_bytes -= eager_cost(len(stream.eager))
             stream.eager = None
 
     def on_incoming_broken(self, link: IncomingLink, reason: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ringhaul import limits
 from ringhaul.ids import CallId, Generation
 from ringhaul.wire.segment_header import SegmentHeader
 
@@ -18,6 +19,11 @@ TransferKey = tuple[int, int]  # tag hash, ordinal
 def as_bytes(array: NDArray[Any]) -> memoryview:
     """The memory of a contiguous one-dimensional array; works for bfloat16 too."""
     return array.view(np.uint8).data if array.size else memoryview(b"")
+
+
+def eager_cost(payload_bytes: int) -> int:
+    """What a segment that nobody asked for takes of `EAGER_BYTES_MAX`; the same at both ends."""
+    return max(payload_bytes, limits.EAGER_SEGMENT_BYTES)
 
 
 class Transfer(Protocol):

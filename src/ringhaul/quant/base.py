@@ -88,6 +88,18 @@ class Coder(Protocol):
 
 
 @runtime_checkable
+class AddingCoder(Coder, Protocol):
+    """A coder that may decode and add in one pass over memory; none has to."""
+
+    def decode_add(self, data: Bytes, own: Values, out: Values) -> bool:
+        """Write what `decode` gives, plus `own`, of the coder's dtype: the bits of two steps.
+
+        False: not done, `out` is undefined, and whatever is wrong with `data`, `decode` says.
+        """
+        ...
+
+
+@runtime_checkable
 class Codec(Protocol):
     """How values are packed on the wire. Stateless, so one object serves all threads.
 

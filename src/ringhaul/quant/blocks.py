@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul.errors import WireError
+from ringhaul.quant.arithmetic import ARITHMETIC, HEADROOM
 from ringhaul.quant.base import BATCH_ELEMENTS, Bytes, Coder, Values, nonfinite_error
-from ringhaul.quant.noise import Noise
+from ringhaul.quant.noise import NOISE_BITS, Noise
+from ringhaul.ring.twins import find_twin
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,46 +84,11 @@ UINT8_SR = BlockCodec("uint8-sr", 8, UINT8_BLOCK_ELEMENTS, noise_seed=0)
 UINT4_SR = BlockCodec("uint4-sr", 4, UINT4_BLOCK_ELEMENTS, noise_seed=0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Arithmetic:
-    """Constants of the dtype that a coder computes in."""
-
-    bits: np.dtype[Any]  # integers of the same width
-    #: Added to a number of less than 2**22 (2**51), leaves it rounded in the low bits.
-    rounder: float
-    step_min: float
-    #: Blocks that come so near to zero count as reaching it: all sums of step and origin are
-    #: then zero or normal numbers.
-    near_zero: float
-    #: Smallest step, as a share of the largest value, if values are multiples of it.
-    multiple_min: float
-    largest: float
-
-
-_ARITHMETIC = {
-    np.dtype(np.float32): _Arithmetic(
-        np.dtype(np.int32),
-        1.5 * 2.0**23,
-        2.0**-126,
-        2.0**-100,
-        2.0**-21,
-        float(np.finfo(np.float32).max),
-    ),
-    np.dtype(np.float64): _Arithmetic(
-        np.dtype(np.int64),
-        1.5 * 2.0**52,
-        2.0**-1022,
-        2.0**-900,
-        2.0**-50,
-        float(np.finfo(np.float64).max),
-    ),
-}
 #: Codes of 4 bits are shifted eight at a time: NumPy shifts single bytes at 1 GB/s.
 _WORD_BYTES = 8
 _LOW_HALVES = np.uint64(0x0F0F0F0F0F0F0F0F)
 _HALF_BITS = np.uint64(4)
-#: Decoding takes a detour by this factor where a result might overflow on the way.
-_HEADROOM = 1024.0
+_NO_DICE = np.empty(0, np.int16)
 
 
 class _BlockCoder:
@@ -138,7 +105,7 @@ class _BlockCoder:
         self._codec = codec
         self._dtype = dtype
         self._wire_dtype = dtype.newbyteorder("<")
-        self._math = _ARITHMETIC[dtype]
+        self._math = ARITHMETIC[dtype]
         self._scaled = np.empty(BATCH_ELEMENTS, dtype)
         self._unpacked = np.zeros(BATCH_ELEMENTS + _WORD_BYTES, np.uint8)
         self._packed = np.zeros(BATCH_ELEMENTS // 2 + _WORD_BYTES, np.uint8)
@@ -153,6 +120,29 @@ class _BlockCoder:
         self._rounder = np.array(self._math.rounder, dtype)
         self._step_min = np.array(self._math.step_min, dtype)
         self._one = np.array(1.0, dtype)
+        self._zero = np.array(0.0, dtype)
+        self._constants = np.array(
+            [
+                codec.step_share,
+                self._math.rounder,
+                self._math.step_min,
+                self._math.near_zero,
+                self._math.multiple_min,
+                self._math.largest,
+                *(0.0, 1.0, 0.5, 2.0**-NOISE_BITS),
+            ],
+            dtype,
+        )
+        #: Of magnitudes in a header, and of zero points: beyond, decoding takes care.
+        magnitude_max, origin_max = self._math.largest / HEADROOM, self._math.largest
+        if codec.has_zero_point:
+            magnitude_max, origin_max = (
+                self._math.largest / self._math.rounder / 2,
+                self._math.rounder,
+            )
+        self._magnitude_max, self._origin_max = (
+            float(dtype.type(bound)) for bound in (magnitude_max, origin_max)
+        )
         self._round = np.rint if self._noise is None else np.floor
 
     def encoded_size(self, element_count: int) -> int:
@@ -174,28 +164,45 @@ class _BlockCoder:
     # -- Encode -------------------------------------------------------------------------------
 
     def encode(self, values: Values, out: Bytes, nonce: int) -> None:
-        blocks = self._block_count(values.size)
-        header = self._header[: 2 * blocks]
-        anchor = self._plan(values, header[:blocks], header[blocks:])
-        header_bytes = header.nbytes
-        np.copyto(out[:header_bytes].view(self._wire_dtype), header)
-        if self._noise is not None:
-            self._noise.fill(values.size, nonce)
-        body = out[header_bytes:]
+        header = self._header[: 2 * self._block_count(values.size)]
+        body = out[header.nbytes :]
         codes = body if self._codec.bits == 8 else self._unpacked[: values.size]
+        dice = None if self._noise is None else self._noise.dice(values.size, nonce)
+        twin = find_twin("encode", values)
+        if twin is None or not twin(
+            values,
+            header,
+            codes,
+            _NO_DICE if dice is None else dice,
+            self._codec.block_elements,
+            self._constants,
+            self._codec.has_zero_point,
+        ):
+            self._encode(values, header, codes, dice)
+        np.copyto(out[: header.nbytes].view(self._wire_dtype), header)
+        if self._codec.bits == 4:
+            self._pack(values.size, body)
+
+    def _encode(
+        self, values: Values, header: Values, codes: Bytes, dice: NDArray[np.int16] | None
+    ) -> None:
+        blocks = header.size // 2
+        anchor = self._plan(values, header[:blocks], header[blocks:])
+        noise = None
+        if dice is not None:
+            assert self._noise is not None
+            noise = self._noise.spread(dice)
         for elements, rows, row_count in self._rows(values.size):
             source = values[elements].reshape(row_count, -1)
             scaled = self._scaled[elements].reshape(row_count, -1)
             if anchor is not None:
                 source = np.subtract(source, anchor[rows, None], out=scaled)
             np.multiply(source, self._inverse[rows, None], out=scaled)
-            if self._noise is not None:
-                np.add(scaled, self._noise.values[elements].reshape(row_count, -1), out=scaled)
+            if noise is not None:
+                np.add(scaled, noise[elements].reshape(row_count, -1), out=scaled)
             np.add(scaled, self._shift[rows, None], out=scaled)
         rounded = self._scaled[: values.size].view(self._math.bits)
         np.copyto(codes, rounded, casting="unsafe")
-        if self._codec.bits == 4:
-            self._pack(values.size, body)
 
     def _plan(self, values: Values, step: Values, origin: Values) -> Values | None:
         """Choose the grid of each block.
@@ -223,7 +230,7 @@ class _BlockCoder:
         np.multiply(origin, step, out=origin)
         if anchor is not None:
             np.add(origin, anchor, out=origin)
-        if step_max > self._math.largest / _HEADROOM:
+        if step_max > self._math.largest / HEADROOM:
             np.clip(origin, -self._math.largest, self._math.largest, out=origin)
         return anchor
 
@@ -258,9 +265,13 @@ class _BlockCoder:
         np.divide(self._one, step, out=inverse)
         np.multiply(low, inverse, out=bottom)
         self._round(bottom, out=bottom)
+        np.add(bottom, self._zero, out=bottom)  # no negative zero, of which CPUs differ
         np.subtract(self._rounder, bottom, out=shift)
 
     def _pack(self, element_count: int, out: Bytes) -> None:
+        if (twin := find_twin("pack")) is not None:
+            twin(self._unpacked[:element_count], out)
+            return
         half = out.size
         self._unpacked[element_count] = 0  # the partner of the last, if the count is odd
         words = _words(self._packed, 0, half)
@@ -271,6 +282,30 @@ class _BlockCoder:
     # -- Decode -------------------------------------------------------------------------------
 
     def decode(self, data: Bytes, out: Values) -> None:
+        if not self._decode_compiled("decode", data, out):
+            self._decode(data, out)
+
+    def decode_add(self, data: Bytes, own: Values, out: Values) -> bool:
+        return self._decode_compiled("decode_add", data, own, out)
+
+    def _decode_compiled(self, name: str, data: Bytes, *arrays: Values) -> bool:
+        """Have the compiled twin decode; False: there is none, or it must not."""
+        work, is_plain, unpack = (find_twin(each, *arrays) for each in (name, "is_plain", "unpack"))
+        if work is None or is_plain is None or unpack is None:
+            return False
+        element_count = arrays[-1].size
+        header = self._header[: 2 * self._block_count(element_count)]
+        np.copyto(header, data[: header.nbytes].view(self._wire_dtype))
+        if not is_plain(header, self._magnitude_max, self._origin_max):
+            return False
+        codes = data[header.nbytes :]
+        if self._codec.bits == 4:
+            unpack(codes, self._unpacked[:element_count])
+            codes = self._unpacked[:element_count]
+        work(codes, header, self._codec.block_elements, self._codec.has_zero_point, *arrays)
+        return True
+
+    def _decode(self, data: Bytes, out: Values) -> None:
         blocks = self._block_count(out.size)
         header = self._header[: 2 * blocks]
         header_bytes = header.nbytes
@@ -280,7 +315,7 @@ class _BlockCoder:
         np.copyto(out, body if self._codec.bits == 8 else self._unpack(out.size, body))
         if is_huge:
             scaled = header[:blocks] if self._codec.has_zero_point else header
-            np.multiply(scaled, 1.0 / _HEADROOM, out=scaled)
+            np.multiply(scaled, 1.0 / HEADROOM, out=scaled)
         step, origin = header[:blocks], header[blocks:]
         for elements, rows, row_count in self._rows(out.size):
             values = out[elements].reshape(row_count, -1)
@@ -292,9 +327,9 @@ class _BlockCoder:
                 np.multiply(values, step[rows, None], out=values)
                 np.add(values, origin[rows, None], out=values)
         if is_huge:
-            bound = self._math.largest / _HEADROOM
+            bound = self._math.largest / HEADROOM
             np.clip(out, -bound, bound, out=out)
-            np.multiply(out, _HEADROOM, out=out)
+            np.multiply(out, HEADROOM, out=out)
 
     def _check_header(self, header: Values) -> bool:
         """Whether a value might overflow on the way to a result.
@@ -306,12 +341,12 @@ class _BlockCoder:
         largest = np.maximum.reduce(magnitudes)
         if not largest < np.inf:
             raise WireError(f'scales of codec "{self._codec.name}" that are not finite')
-        if not self._codec.has_zero_point:
-            return bool(largest > self._math.largest / _HEADROOM)
-        origin_max = np.maximum.reduce(magnitudes[header.size // 2 :])
-        if origin_max > self._math.rounder:
+        if (
+            self._codec.has_zero_point
+            and np.maximum.reduce(magnitudes[header.size // 2 :]) > self._origin_max
+        ):
             raise WireError(f'zero points of codec "{self._codec.name}" that are out of range')
-        return bool(largest > self._math.largest / self._math.rounder / 2)
+        return bool(largest > self._magnitude_max)
 
     def _unpack(self, element_count: int, body: Bytes) -> Bytes:
         half = body.size

@@ -89,6 +89,8 @@ class _CastCoder:
         # NaN makes both comparisons false, and the check below then looks closely.
         if not (values.max() < limit and values.min() > -limit):
             self._check_range(values, limit)
+        if self._single is None and self._cast.narrow_at_once(values, out):
+            return
         for start in range(0, values.size, BLOCK_ELEMENTS):
             single = values[start : start + BLOCK_ELEMENTS]
             stop = start + single.size
@@ -116,3 +118,6 @@ class _CastCoder:
             self._cast.widen(narrowed, single)
             if self._single is not None:
                 np.copyto(target, single)
+
+    def decode_add(self, data: Bytes, own: Values, out: Values) -> bool:
+        return self._single is None and self._cast.add_at_once(own, data, out)

@@ -18,6 +18,13 @@ _LOOKS_PER_STEP = 16
 Pair = tuple[PeerId, PeerId]
 
 
+def neighbours_of(ring_order: Sequence[PeerId], peer: PeerId) -> frozenset[PeerId]:
+    """Whom a peer of this ring sends to and receives from; nobody in a world of one."""
+    rank = ring_order.index(peer)
+    beside = (ring_order[rank - 1], ring_order[(rank + 1) % len(ring_order)])
+    return frozenset(beside) - {peer}
+
+
 def find_ring(
     preferred: Sequence[PeerId], unusable: AbstractSet[Pair]
 ) -> tuple[PeerId, ...] | None:

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ringhaul.ids import ReduceOp
 from ringhaul.ring.casts import BFLOAT16, BLOCK_ELEMENTS, FLOAT16, BlockCast
+from ringhaul.ring.twins import find_twin
 
 _SUPPORTED: dict[str, np.dtype[Any]] = {
     dtype.name: dtype
@@ -169,6 +170,8 @@ class Kernel:
             if self._cast is None:
                 self._ufunc(received, own, out=out)
                 return
+            if self._add_with_twin(received, own, out):
+                return
             for block in _blocks(own.size):
                 wide = self._scratch[: own[block].size]
                 self._cast.widen(own[block], wide)
@@ -185,9 +188,41 @@ class Kernel:
         if self._divisor is None and out.dtype == self.accumulate_dtype:
             self.combine(received, own, out)
             return
+        if out.dtype == self.dtype and self._finish_with_twin(received, own, out):
+            return
         with np.errstate(all="ignore"):
             for block in _blocks(own.size):
                 self._finish_block(received[block], own[block], out[block])
+
+    def _add_with_twin(self, received: NDArray[Any], own: NDArray[Any], out: NDArray[Any]) -> bool:
+        """Have a compiled kernel add 16-bit values; False: there is none."""
+        if self._ufunc is not np.add:
+            return False
+        is_in_place = _address(out) == _address(received)
+        twin = find_twin(
+            f"add_to_{self.dtype.name}" if is_in_place else f"add_{self.dtype.name}",
+            *(received, own, out),
+        )
+        if twin is None:
+            return False
+        patterns = own.view(np.uint16)
+        if is_in_place:
+            twin(out, patterns)
+        else:
+            twin(received, patterns, out)
+        return True
+
+    def _finish_with_twin(
+        self, received: NDArray[Any], own: NDArray[Any], out: NDArray[Any]
+    ) -> bool:
+        """Have a compiled kernel add, divide and round; False: NumPy has to."""
+        if self._cast is None or self._ufunc is not np.add or _address(out) == _address(own):
+            return False  # `own` must live, as the twin may find a NaN and give up
+        twin = find_twin(f"finish_{self.dtype.name}", received, own, out)
+        divisor = np.float32(1.0) if self._divisor is None else self._divisor
+        return twin is not None and bool(
+            twin(received, own.view(np.uint16), divisor, out.view(np.uint16))
+        )
 
     def _finish_block(self, received: NDArray[Any], own: NDArray[Any], out: NDArray[Any]) -> None:
         if self._cast is None:
@@ -212,6 +247,11 @@ class Kernel:
         assert own.shape == wide.shape, (own.shape, wide.shape)
         assert own.dtype == self.dtype, (own.dtype, self.dtype)
         assert wide.dtype == self.accumulate_dtype, (wide.dtype, self.accumulate_dtype)
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _blocks(element_count: int) -> Iterator[slice]:

@@ -1,6 +1,8 @@
 """Simulate many runs: `python -m ringhaul.testing --runs 1000 --seed 0 [--jobs 2] [--trace]`.
 
 `python -m ringhaul.testing explore` visits every state of small worlds instead.
+
+`python -m ringhaul.testing fuzz --inputs 1000000` feeds hostile bytes to every parser instead.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ringhaul.testing.explore import command as explore_command
+from ringhaul.testing.fuzz import campaign as fuzz
 from ringhaul.testing.ledger import RARE_PATHS
 from ringhaul.testing.simulator import Report, run_seed
 
@@ -42,6 +45,8 @@ def main() -> int:
     """Run the campaign; the exit code is 0 only if every seed was good."""
     if sys.argv[1:2] == ["explore"]:
         return explore_command.main(sys.argv[2:], tell=lambda text: print(text, flush=True))
+    if sys.argv[1:2] == ["fuzz"]:
+        return fuzz.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m ringhaul.testing", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="the first one")

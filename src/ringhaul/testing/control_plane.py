@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ringhaul.core.coordinator.machine import LinkAccepted
@@ -56,6 +57,9 @@ class ControlPlane:
             return
         if self._world.is_faulty and agenda.chance(0.1):
             process.deliver(DialFailed("the dice said so"))
+            return
+        if not self._world.coordinator.is_up:
+            process.deliver(DialFailed("nobody listens"))
             return
         link = LinkId(next(self._numbers))
         connection = self.connections[link] = Connection(link, process)
@@ -138,6 +142,20 @@ class ControlPlane:
         connection.is_cut = True
         tell = self._tell_peer if tells_peer else self._tell_coordinator
         self._world.agenda.after(self._latency_s(), lambda: tell(connection, "half-open"))
+
+    def on_coordinator_death(self) -> None:
+        """All connections end; what was under way may arrive or not."""
+        for connection in list(self.connections.values()):
+            if not connection.coordinator_open:
+                continue
+            if self._world.agenda.chance(0.5):
+                self.end_from_coordinator(connection.link, "the coordinator died")
+            else:
+                connection.coordinator_open = False
+                connection.is_cut = True
+                at = self._world.agenda.now + self._latency_s()
+                tell = partial(self._tell_peer, connection, "reset: the coordinator died")
+                self._world.agenda.at(at, tell)
 
     def _tell_coordinator(self, connection: Connection, reason: str) -> None:
         if connection.coordinator_open:

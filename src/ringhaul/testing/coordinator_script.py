@@ -11,18 +11,15 @@ from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Began,
     Finished,
-    Heartbeat,
-    Hello,
     LinkFailed,
     LinkReady,
     Opened,
     Proposal,
-    Resume,
     Vote,
-    Welcome,
 )
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address, CollectiveKind, Signature
+from ringhaul.wire.session_messages import Heartbeat, Hello, Resume, Welcome
 
 SUM = Signature(kind=CollectiveKind.ALL_REDUCE, op=ReduceOp.SUM, dtype="float32", element_count=4)
 M = TypeVar("M", bound=Message)
@@ -78,7 +75,12 @@ class Script:
     def resume(self, name: str) -> None:
         self.links[name] = self.accept()
         message = Resume(
-            version=limits.PROTOCOL_VERSION, peer=self.ids[name], secret=self.secrets[name]
+            version=limits.PROTOCOL_VERSION,
+            peer=self.ids[name],
+            secret=self.secrets[name],
+            group=0,
+            addresses=(Address("192.0.2.9", 1000),),
+            min_world_size=1,
         )
         self.say(name, message, seq=0)
 

@@ -42,7 +42,7 @@ class Endurance(World):
         self._group_count = 2
         self._min_world_size = 1
         self.think_s = (0.0, THINKS_S)
-        self.coordinator = Coordinator(
+        self.coordinator.machine = Coordinator(
             run_id=bytes(16), incarnation=1, secret=b"endurance" * 2, options=options
         )
         self.weather.calm_down()
@@ -76,7 +76,7 @@ class Endurance(World):
         for process in self.processes:
             agenda.after(agenda.between(0.0, EVERY_S), lambda p=process: self._hold(p))  # type: ignore[misc]
         if agenda.chance(0.5):
-            self.pause_coordinator(agenda.between(0.0, KEPT_WAITING_S))
+            self.coordinator.pause(agenda.between(0.0, KEPT_WAITING_S))
         agenda.after(EVERY_S, self._keep_waiting)
 
     def _hold(self, process: Process) -> None:

@@ -1,23 +1,23 @@
 """The oracles: what all members have to agree on, and which rare paths a run has seen."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from ringhaul.core.coordinator.model import Effect as CoordinatorEffect
+from ringhaul.core.coordinator.model import Forget, Save
 from ringhaul.core.peer.steps import View
 from ringhaul.core.steps import Log, Send
 from ringhaul.ids import OpKey, PeerId
 from ringhaul.wire.coordinator_messages import (
-    Evicted,
     Opened,
     Outcome,
     Proposal,
-    Resumed,
     StillWaiting,
     SyncPlan,
     Verdict,
     VoteOutcome,
     VoteResult,
 )
+from ringhaul.wire.session_messages import Evicted, Resumed
 
 #: Paths a campaign has to reach, or it proves little.
 RARE_PATHS = (
@@ -53,6 +53,15 @@ RARE_PATHS = (
     "a link swallowed all data",
     "a slow link",
     "interpreter held",
+    "coordinator killed between two effects",
+    "coordinator started again with its journal",
+    "coordinator started again without a journal",
+    "session begun anew",
+    "told of an opening after a restart",
+    "told of a decision after a restart",
+    "an admission completed in another group",
+    "came back after the others went on",
+    "members did not come back",
 )
 
 _LOGGED = {
@@ -63,6 +72,12 @@ _LOGGED = {
     "is out: it left": "left in an orderly way",
     "is out: no ring can include it": "no ring could include it",
     "resumed its session": "session resumed",
+    "began its session anew": "session begun anew",
+    " is told that generation ": "told of an opening after a restart",
+    " is told of decision ": "told of a decision after a restart",
+    "is completed in group": "an admission completed in another group",
+    "the others went on without it": "came back after the others went on",
+    "it did not come back": "members did not come back",
 }
 
 
@@ -77,6 +92,8 @@ class Ledger:
         self.seen: Counter[str] = Counter()
         self._outcomes: dict[tuple[int, int, OpKey], tuple[str, object]] = {}
         self._views: dict[tuple[int, int], tuple[str, View]] = {}
+        #: Who got each of them.
+        self._witnesses: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
         self._proposed: dict[tuple[int, int], tuple[PeerId, ...]] = {}
         self._proposed_in: dict[PeerId, int] = {}
 
@@ -84,6 +101,7 @@ class Ledger:
         self, who: str, group: int, era: int, key: OpKey, outcome: tuple[object, ...]
     ) -> None:
         """One member's caller got this; all others have to get the same."""
+        self._witnesses[group, era, key].add(who)
         first, theirs = self._outcomes.setdefault((group, era, key), (who, outcome))
         if theirs != outcome:
             raise OracleError(
@@ -92,9 +110,21 @@ class Ledger:
 
     def record_opening(self, who: str, group: int, view: View) -> None:
         """One member's caller sees this generation; it looks the same to all."""
+        self._witnesses[group, view.generation].add(who)
         first, theirs = self._views.setdefault((group, view.generation), (who, view))
         if theirs != view:
             raise OracleError(f"group {group}: {first} sees {theirs}, {who} sees {view}")
+
+    def forget_all_but(self, names: set[str]) -> None:
+        """Forget what only others have seen: a coordinator that was started again cannot know.
+
+        A promise is about members. Proposals that nobody has heard may be numbered anew.
+        """
+        for key in [key for key in self._outcomes if not self._witnesses[key] & names]:
+            del self._outcomes[key]
+        for place in [place for place in self._views if not self._witnesses[place] & names]:
+            del self._views[place]
+        self._proposed.clear()
 
     def check_generation(self, group: int, message: Proposal) -> None:
         """Each generation of a group has one ring, however often it is sent."""
@@ -112,6 +142,8 @@ class Ledger:
                         self.seen[path] += 1
                 case Log(text):
                     self._count_logged(text)
+                case Save() | Forget():
+                    pass
                 case _:
                     if "resumed on another connection" in effect.reason:
                         self.seen["older connection fenced"] += 1

@@ -1,5 +1,6 @@
 """Words to write peer tests with: what the coordinator says, and what the peer does."""
 
+from dataclasses import replace
 from typing import TypeVar
 
 from ringhaul.core.peer.machine import Peer, PeerOptions
@@ -21,10 +22,10 @@ from ringhaul.wire.coordinator_messages import (
     Verdict,
     VoteOutcome,
     VoteResult,
-    Welcome,
 )
 from ringhaul.wire.message import Message
 from ringhaul.wire.records import Address, CollectiveKind, Counts, Signature, Ticket
+from ringhaul.wire.session_messages import Welcome
 
 COUNTS = Counts(pending_peers=0, global_world_size=2, group_count=1, largest_group_size=2)
 SUM = Signature(kind=CollectiveKind.ALL_REDUCE, op=ReduceOp.SUM, dtype="float32", element_count=4)
@@ -47,6 +48,7 @@ class PeerScript:
         self.effects: list[Effect] = []
         self.link = LinkId(1)
         self.seq = 0
+        self.decisions = 0
         self.ack = 0
 
     def step(self, event: Event) -> list[Effect]:
@@ -55,6 +57,9 @@ class PeerScript:
 
     def hear(self, message: Message, *, numbered: bool = True) -> list[Effect]:
         self.seq += numbered
+        if isinstance(message, (Verdict, VoteResult)) and not message.number:
+            self.decisions += 1  # as a coordinator numbers them
+            message = replace(message, number=self.decisions)
         envelope = Envelope(
             message=message,
             run_id=b"r" * 16,
@@ -95,13 +100,20 @@ class PeerScript:
             )
         )
 
-    def verdict(self, outcome: Outcome, *, generation: int = 1, ordinal: int = 0) -> list[Effect]:
+    def verdict(
+        self,
+        outcome: Outcome,
+        *,
+        generation: int = 1,
+        ordinal: int = 0,
+        ring_order: tuple[PeerId, ...] = (ME, OTHER),
+    ) -> list[Effect]:
         return self.hear(
             Verdict(
                 generation=Generation(generation),
                 key=OpKey(None, ordinal),
                 outcome=outcome,
-                ring_order=(ME, OTHER),
+                ring_order=ring_order,
                 counts=COUNTS,
                 culprits=(OTHER,),
                 detail="the detail",

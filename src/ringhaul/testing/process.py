@@ -76,6 +76,7 @@ class Process:
                 group=group,
                 addresses=(Address(f"192.0.2.{index}", 1000),),
                 min_world_size=min_world_size,
+                coordinator_grace_s=40.0,
             )
         )
         self.is_alive = True

@@ -135,10 +135,16 @@ class Process:
 
 
 class CoordinatorProcess(Process):
-    """A coordinator on a free port, of the loopback interface unless `host` says otherwise."""
+    """A coordinator on a free port, of the loopback interface unless `host` says otherwise.
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        super().__init__("-m", "ringhaul", "coordinator", "--listen", f"{host}:0", "--json")
+    With options it is not told that the run is new: an earlier one may have died at `port`.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, options: Sequence[str] = ()) -> None:
+        words = options or ("--new",)
+        super().__init__(
+            *("-m", "ringhaul", "coordinator", "--listen", f"{host}:{port}", "--json", *words)
+        )
         self.address: str = self.expect("listening")["address"]
 
 

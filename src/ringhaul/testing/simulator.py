@@ -7,17 +7,17 @@ has to converge. `run_seed` replays exactly.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ringhaul.core.coordinator.machine import Coordinator, Event, Options
-from ringhaul.core.steps import Close, Log, Send, Tick
+from ringhaul.core.coordinator.machine import Event
+from ringhaul.core.steps import Tick
 from ringhaul.ids import PeerId
 from ringhaul.testing.agenda import Agenda
 from ringhaul.testing.application import CALM_ROUNDS
 from ringhaul.testing.control_plane import ControlPlane
+from ringhaul.testing.coordinator_process import CoordinatorProcess
 from ringhaul.testing.data_plane import DataPlane
 from ringhaul.testing.ledger import Ledger, OracleError
 from ringhaul.testing.process import Process
 from ringhaul.testing.weather import Weather
-from ringhaul.wire.coordinator_messages import Proposal, Welcome
 
 ACTS_MAX = 20_000
 FAULTY_S_MAX = 25.0
@@ -58,24 +58,12 @@ class World:
         self._group_count = 2 if dice.random() < 0.2 else 1
         self._min_world_size = 2 if dice.random() < 0.15 else 1
         self._faulty_acts = dice.randrange(80, 320)
-        self._faults = self._pick_faults()
-        self._coordinator_tick_at = float("inf")
-        #: Events that came while the coordinator is stopped; None while it runs.
-        self._coordinator_waiting: list[Event] | None = None
         self._calm_since = 0.0
         self.weather = Weather(self)
         #: How long programs think between two calls, without faults.
         self.think_s = (0.0, 0.05)
-        self.coordinator = Coordinator(
-            run_id=bytes(16),
-            incarnation=1,
-            secret=b"simulated secret",
-            options=Options(
-                session_grace_s=dice.choice((3.0, 10.0)),
-                silence_idle_s=dice.choice((8.0, 30.0)),
-                waiting_report_s=dice.choice((1.0, 30.0)),
-            ),
-        )
+        self.coordinator = CoordinatorProcess(self)
+        self._faults = self._pick_faults()
 
     def _pick_faults(self) -> dict[int, Callable[[], None]]:
         dice = self.agenda.dice
@@ -88,7 +76,8 @@ class World:
             self._swallow,
             self._pause,
             self._leave,
-            self._pause_coordinator,
+            self.coordinator.pause,
+            *[self.coordinator.kill] * 2,
         ]
         kinds = dice.sample(kinds, dice.randrange(3, 10))  # each run has its own weather
         count = dice.choice((0, 1, 2, 3, 4, 6, 8, 10))
@@ -142,7 +131,7 @@ class World:
                 self._spawn(group)
 
     def _is_done(self) -> bool:
-        if self.is_faulty:
+        if self.is_faulty or not self.coordinator.is_up:
             return False
         alive = [process for process in self.processes if process.is_alive]
         for group in range(self._group_count):
@@ -153,7 +142,7 @@ class World:
         return all(p.is_member and p.app.clean_rounds >= CALM_ROUNDS for p in alive)
 
     def _check_end(self) -> None:
-        run = self.coordinator.run
+        run = self.coordinator.machine.run
         for number in range(self._group_count):
             alive = [p for p in self.processes if p.is_alive and p.group == number]
             group = run.groups[number]
@@ -177,7 +166,7 @@ class World:
             f"group {group.number}: generation {group.generation} of "
             f"{group.proposed_generation}, {group.ring_order}, wanted {group.wanted}, "
             f"proposal {group.proposal}, open {group.open}, doubts {group.doubts}"
-            for group in self.coordinator.run.groups.values()
+            for group in self.coordinator.machine.run.groups.values()
         ]
         for process in self.processes:
             if process.is_alive:
@@ -189,50 +178,9 @@ class World:
                 )
         return "\n".join(lines)
 
-    # -- the coordinator ----------------------------------------------------------------------
-
     def step_coordinator(self, event: Event) -> None:
-        """Give the coordinator's machine an event."""
-        if self._coordinator_waiting is not None:
-            self._coordinator_waiting.append(event)
-            return
-        self.trace("coordinator", event)
-        effects = self.coordinator.step(event, self.agenda.now)
-        self.ledger.watch_coordinator(effects)
-        for effect in effects:
-            match effect:
-                case Send(link, envelope):
-                    if isinstance(envelope.message, Proposal):
-                        group = self.control.connections[link].process.group
-                        self.ledger.check_generation(group, envelope.message)
-                    if isinstance(envelope.message, Welcome):
-                        self.by_id[envelope.message.peer] = self.control.connections[link].process
-                    self.control.send_down(link, envelope)
-                case Close(link, reason):
-                    self.control.end_from_coordinator(link, reason)
-                case Log(text):
-                    self.trace("coordinator", f"log: {text}")
-                    name, _, why = text.partition(" is out: its connection closed, and ")
-                    if why and self.by_id[PeerId(name)].is_alive:
-                        raise OracleError(f"a live peer was taken for dead: {text}")
-        self._schedule_tick()
-
-    def _schedule_tick(self) -> None:
-        at = self.coordinator.next_deadline()
-        if at < self._coordinator_tick_at:
-            self._coordinator_tick_at = at
-            self.agenda.at(at, lambda: self._tick(at))
-
-    def _tick(self, at: float) -> None:
-        if at != self._coordinator_tick_at:
-            return
-        self._coordinator_tick_at = float("inf")
-        if self._coordinator_waiting is not None:
-            return
-        if self.coordinator.next_deadline() <= self.agenda.now:
-            self.step_coordinator(Tick())
-        else:
-            self._schedule_tick()
+        """Give the coordinator an event."""
+        self.coordinator.step(event)
 
     # -- faults -------------------------------------------------------------------------------
 
@@ -281,25 +229,6 @@ class World:
             duration_s = self.agenda.dice.choice((0.5, 2.5, 3.5, 6.0, 7.0, 12.0))
             self.trace("fault", f"{process.name} is stopped for {duration_s} s")
             process.pause(duration_s)
-
-    def _pause_coordinator(self) -> None:
-        if self._coordinator_waiting is not None:
-            return
-        duration_s = self.agenda.dice.choice((2.5, 4.0, 8.0, 12.0))
-        self.pause_coordinator(duration_s)
-
-    def pause_coordinator(self, duration_s: float) -> None:
-        """It does not run for so long; what arrives waits."""
-        if self._coordinator_waiting is None:
-            self.trace("fault", f"the coordinator is stopped for {duration_s} s")
-            self._coordinator_waiting = []
-            self.agenda.after(duration_s, self._wake_coordinator)
-
-    def _wake_coordinator(self) -> None:
-        waiting, self._coordinator_waiting = self._coordinator_waiting or [], None
-        for event in waiting:
-            self.step_coordinator(event)
-        self._schedule_tick()
 
     def _break_link(self) -> None:
         pair = self.data.pick_link()

@@ -9,6 +9,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -34,8 +36,17 @@ T = TypeVar("T")
 class CoordinatorThread:
     """`serve_coordinator` in a thread, until `stop`."""
 
-    def __init__(self, options: Options | None = None) -> None:
-        self._options = options
+    def __init__(
+        self,
+        options: Options | None = None,
+        *,
+        port: int = 0,
+        journal: Path | None = None,
+        new: bool = True,
+    ) -> None:
+        self._serve = partial(
+            serve_coordinator, "127.0.0.1", port, options=options, journal=journal, new=new
+        )
         self._started: Future[str] = Future()
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -47,16 +58,14 @@ class CoordinatorThread:
         try:
             trio.run(self._main)
         except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(error)
-            raise
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         with self._scope:
-            await serve_coordinator(
-                "127.0.0.1", 0, options=self._options, started=self._started.set_result
-            )
+            await self._serve(started=self._started.set_result)
 
     def stop(self) -> None:
         """Cancel it: all its connections close at once."""

@@ -10,20 +10,22 @@ import msgpack
 
 from ringhaul.errors import WireError
 from ringhaul.limits import FRAME_BYTES_MAX
-from ringhaul.wire import coordinator_messages, peer_messages
+from ringhaul.wire import coordinator_messages, peer_messages, session_messages, status_messages
 from ringhaul.wire.fields import blob, read_record, shown, uint, write_value
 from ringhaul.wire.message import MESSAGES, Message
 
-_ROOMS = (coordinator_messages, peer_messages)  # importing them registers their messages
+#: Importing them registers their messages.
+_ROOMS = (coordinator_messages, peer_messages, session_messages, status_messages)
 _HEAD_LENGTH = 5
 #: First on a connection, and their first field is the version.
 _OPENING_KINDS = {
     cls.KIND
     for cls in (
-        coordinator_messages.Hello,
-        coordinator_messages.Resume,
+        session_messages.Hello,
+        session_messages.Resume,
         peer_messages.StreamHello,
         peer_messages.StateRequest,
+        status_messages.StatusRequest,
     )
 }
 _read_run_id = blob(16)
@@ -89,7 +91,7 @@ def decode(data: bytes) -> Envelope:
         raise WireError(f"unknown kind of message: {shown(kind)}")
     fields = values[_HEAD_LENGTH:]
     if kind in _OPENING_KINDS:
-        coordinator_messages.check_version(fields)
+        session_messages.check_version(fields)
     return Envelope(
         message=read_record(MESSAGES[kind], fields),
         run_id=_read_run_id(run_id),

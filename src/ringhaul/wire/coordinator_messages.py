@@ -1,21 +1,17 @@
-"""Messages between a peer and the coordinator.
+"""Messages between a peer and the coordinator about rings and operations.
 
-Those of a session (all but the handshake and heartbeats) are numbered, kept until
-acknowledged, and sent again when a session is resumed on a new connection.
+They are numbered in their session, kept until acknowledged, and sent again when it is
+resumed on a new connection (`session_messages`).
 """
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from ringhaul.errors import WireError
 from ringhaul.ids import Generation, OpKey, PeerId
-from ringhaul.limits import PEERS_MAX, PROTOCOL_VERSION
+from ringhaul.limits import PEERS_MAX, STATE_FELLOWS_MAX, STATE_HOLDERS_MAX
 from ringhaul.wire.fields import (
-    address_host,
     boolean,
-    name_text,
     one_of,
     optional,
     peer_id,
@@ -29,101 +25,15 @@ from ringhaul.wire.fields import (
 )
 from ringhaul.wire.message import Message, message
 from ringhaul.wire.records import (
-    Address,
+    Content,
     Counts,
     Signature,
     StateReport,
     Ticket,
-    addresses,
     op_key,
 )
 
-group_number = uint_up_to(2**32 - 1)
 peer_ids = tuple_of(peer_id, max_len=PEERS_MAX)
-
-
-def check_version(values: Sequence[object]) -> None:
-    """Refuse another version of the protocol before its unknown fields are read."""
-    if values and type(values[0]) is int and values[0] != PROTOCOL_VERSION:
-        raise WireError(
-            f"protocol version {values[0]} was spoken, this side speaks {PROTOCOL_VERSION}: "
-            "install the same ringhaul on both"
-        )
-
-
-# -- Handshake: not numbered ------------------------------------------------------------------
-
-
-@message(kind=1)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello(Message):
-    """Peer -> coordinator, first on a new connection: may I take part?"""
-
-    version: Annotated[int, uint]
-    name: Annotated[str, name_text]
-    group: Annotated[int, group_number]
-    #: Where it listens, best first. The coordinator adds the address it sees.
-    addresses: Annotated[tuple[Address, ...], addresses]
-    min_world_size: Annotated[int, uint_up_to(PEERS_MAX)]
-
-    def problem(self) -> str | None:
-        """A peer has to listen somewhere, and counts itself."""
-        if not self.addresses:
-            return "no address to reach the peer at"
-        if self.min_world_size < 1:
-            return "min_world_size is 0"
-        return None
-
-
-@message(kind=2)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resume(Message):
-    """Peer -> coordinator, first on a new connection: it is me again.
-
-    The envelope's `ack` is the last message received before.
-    """
-
-    version: Annotated[int, uint]
-    peer: Annotated[PeerId, peer_id]
-    secret: Annotated[bytes, token]
-
-
-@message(kind=3)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Welcome(Message):
-    """Coordinator -> peer, answer to `Hello`: the peer has a session and is pending."""
-
-    peer: Annotated[PeerId, peer_id]
-    secret: Annotated[bytes, token]
-    #: The address the coordinator sees the peer at.
-    seen_host: Annotated[str, address_host]
-    heartbeat_interval_s: Annotated[float, seconds]
-
-
-@message(kind=4)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed(Message):
-    """Coordinator -> peer, answer to `Resume`. `ack` is the last message received before."""
-
-
-@message(kind=5)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused(Message):
-    """Coordinator -> peer, before it closes the connection: why."""
-
-    reason: Annotated[str, text]
-    #: The session named is not known here: it was evicted, or never existed.
-    unknown_session: Annotated[bool, boolean] = False
-
-
-@message(kind=6)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat(Message):
-    """Both ways, once an interval: I live, and `ack` says what I have."""
-
-    #: Not 0: the receiver shall answer at once with this number as `pong`.
-    ping: Annotated[int, uint] = 0
-    pong: Annotated[int, uint] = 0
 
 
 # -- Membership -------------------------------------------------------------------------------
@@ -165,6 +75,8 @@ class VoteResult(Message):
     counts: Annotated[Counts, record_of(Counts)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
+    #: Decisions (verdicts and vote results) of a run are numbered from 1.
+    number: Annotated[int, uint] = 0
 
 
 @message(kind=12)
@@ -239,6 +151,11 @@ class Opened(Message):
     admission: Annotated[bool, boolean]
     joined: Annotated[tuple[PeerId, ...], peer_ids]
     counts: Annotated[Counts, record_of(Counts)]
+    #: How many admissions of this run there were, this one included.
+    admissions: Annotated[int, uint] = 0
+    #: The last decision before that admission, and before this opening.
+    admitted_after: Annotated[int, uint] = 0
+    opened_after: Annotated[int, uint] = 0
 
     def problem(self) -> str | None:
         """Generation 0 is before the first; a ring names each peer once."""
@@ -249,26 +166,6 @@ class Opened(Message):
         if not set(self.joined) <= set(self.ring_order):
             return "joined names a peer outside the ring"
         return None
-
-
-@message(kind=17)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leave(Message):
-    """Peer -> coordinator: I go, in an orderly way."""
-
-
-@message(kind=18)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goodbye(Message):
-    """Coordinator -> peer, answer to `Leave`: you may close everything."""
-
-
-@message(kind=19)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evicted(Message):
-    """Coordinator -> peer: you take no part any more. Final."""
-
-    reason: Annotated[str, text]
 
 
 # -- Collectives ------------------------------------------------------------------------------
@@ -352,6 +249,8 @@ class Verdict(Message):
     counts: Annotated[Counts, record_of(Counts)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
+    #: Decisions (verdicts and vote results) of a run are numbered from 1.
+    number: Annotated[int, uint] = 0
 
 
 @message(kind=24)
@@ -359,16 +258,29 @@ class Verdict(Message):
 class SyncPlan(Message):
     """Coordinator -> every member in `sync_state`: what was elected, and who fetches it.
 
-    A member that has to fetch gets `holders` to ask, in this order; a holder gets
-    `requesters`, whose tokens it is to accept.
+    A member that has to fetch gets `holders` and `fellows` to dial, all at once: holders have
+    every block, fellows are requesters too and have what they got so far. Everybody gets the
+    `requesters` whose tokens it is to accept.
     """
 
     generation: Annotated[Generation, uint]
     key: Annotated[OpKey, op_key]
     revision: Annotated[int, uint]
     digest: Annotated[bytes, token]
-    holders: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+    holders: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=STATE_HOLDERS_MAX)]
+    fellows: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=STATE_FELLOWS_MAX)]
     requesters: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+    #: Of all requesters this is number `place`: each begins with other blocks.
+    place: Annotated[int, uint_up_to(PEERS_MAX)] = 0
+    requester_count: Annotated[int, uint_up_to(PEERS_MAX)] = 0
+
+    def problem(self) -> str | None:
+        """Who has nobody to ask fetches nothing."""
+        if self.fellows and not self.holders:
+            return "fellows without a holder"
+        if self.holders and self.place >= self.requester_count:
+            return f"requester {self.place} of {self.requester_count}"
+        return None
 
 
 @message(kind=25)
@@ -379,3 +291,40 @@ class StillWaiting(Message):
     what: Annotated[str, text]
     missing: Annotated[tuple[PeerId, ...], peer_ids]
     waited_s: Annotated[float, seconds]
+
+
+# -- After a restart of the coordinator -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A ring that was proposed, as a peer reports it."""
+
+    generation: Annotated[Generation, uint]
+    ring_order: Annotated[tuple[PeerId, ...], peer_ids]
+
+
+@message(kind=26)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Message):
+    """Peer -> coordinator that was started again: what I know; that was all.
+
+    Before it come, as after any reset, the decisions that not all members are known to have,
+    `Began` and `Finished` of the open attempts, and what else has no answer yet.
+    """
+
+    #: The generation it is in, as it heard of it; None if it is pending.
+    opened: Annotated[Opened | None, optional(record_of(Opened))]
+    #: A proposal newer than that.
+    proposal: Annotated[Ring | None, optional(record_of(Ring))]
+    admitted_generation: Annotated[Generation, uint]
+    #: Collectives called since the last admission.
+    call_count: Annotated[int, uint]
+    #: How many `admit`s ended since the last admission.
+    admit_index: Annotated[int, uint]
+    #: Of the last decision it heard.
+    last_number: Annotated[int, uint]
+    #: An operation or its caller waits for the next generation.
+    needs_opening: Annotated[bool, boolean]
+    #: What it last committed to in `sync_state`, in this run.
+    committed: Annotated[Content | None, optional(record_of(Content))]

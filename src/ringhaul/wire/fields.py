@@ -89,6 +89,17 @@ def blob(length: int) -> Reader:
     return read
 
 
+def blob_up_to(length: int) -> Reader:
+    """Make a reader of byte strings of at most `length` bytes."""
+
+    def read(value: object) -> bytes:
+        if type(value) is not bytes or len(value) > length:
+            raise WireError(f"not at most {length} bytes: {shown(value)}")
+        return value
+
+    return read
+
+
 #: Run ids, secrets, tokens and proofs.
 token = blob(16)
 

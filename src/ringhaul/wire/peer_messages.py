@@ -1,7 +1,7 @@
 """Messages between peers: the handshake of a data stream, and of a state transfer.
 
 After the handshake a data stream carries segment headers and tensor bytes, and a state
-transfer carries the bytes of the state.
+transfer carries state records and blocks.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ class StreamHello(Message):
     version: Annotated[int, uint]
     dialler: Annotated[PeerId, peer_id]
     acceptor: Annotated[PeerId, peer_id]
-    token: Annotated[bytes, token]
+    #: A random number that the acceptor has to answer.
+    challenge: Annotated[bytes, token]
     stream_index: Annotated[int, uint_up_to(STREAMS_MAX - 1)]
     stream_count: Annotated[int, uint_up_to(STREAMS_MAX)]
     #: Counts the links a dialler has made; streams of one link have the same number.
@@ -38,9 +39,12 @@ class StreamHello(Message):
 @message(kind=41)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamWelcome(Message):
-    """Accepting peer -> dialling peer: it is the one that was meant; data may flow."""
+    """Accepting peer -> dialling peer: it is the one that was meant."""
 
+    #: `Ticket.proof_for` the dialler's challenge.
     proof: Annotated[bytes, token]
+    #: A random number that the dialler has to answer.
+    challenge: Annotated[bytes, token]
 
 
 @message(kind=42)
@@ -59,11 +63,14 @@ class StreamChosen(Message):
     Segments follow. A connection that is not chosen is closed by the dialler.
     """
 
+    #: `Ticket.token_for` the acceptor's challenge.
+    answer: Annotated[bytes, token]
+
 
 @message(kind=43)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateRequest(Message):
-    """Peer that differs -> holder: send me the elected state of this `sync_state`."""
+    """Peer that differs -> holder or fellow: let me ask for the elected state of this sync."""
 
     version: Annotated[int, uint]
     requester: Annotated[PeerId, peer_id]
@@ -76,7 +83,7 @@ class StateRequest(Message):
 @message(kind=44)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateOffer(Message):
-    """Holder -> requester: so many bytes follow."""
+    """Holder or fellow -> requester: ask. State records follow both ways."""
 
     proof: Annotated[bytes, token]
-    state_bytes: Annotated[int, uint]
+    block_count: Annotated[int, uint]

@@ -1,14 +1,16 @@
 """Records that several messages carry: addresses, tickets, keys, signatures, counts."""
 
 import enum
+import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
 from ringhaul.errors import WireError
 from ringhaul.ids import OnLoss, OpKey, PeerId, ReduceOp
-from ringhaul.limits import ADDRESSES_MAX
+from ringhaul.limits import ADDRESSES_MAX, MANIFEST_BYTES_MAX
 from ringhaul.wire.fields import (
     address_host,
+    blob_up_to,
     name_text,
     one_of,
     optional,
@@ -24,6 +26,7 @@ from ringhaul.wire.fields import (
 
 ordinal = uint_up_to(2**32 - 1)
 _read_tag = optional(tag_text)
+_ANSWER_BYTES = 16
 
 
 def op_key(value: object) -> OpKey:
@@ -52,14 +55,24 @@ addresses = tuple_of(record_of(Address), max_len=ADDRESSES_MAX)
 class Ticket:
     """All that is needed to make one connection to another peer, or to accept it.
 
-    Whoever dials shows `token`, whoever accepts answers with `proof`: both have them from the
-    coordinator, for this directed pair, and nobody else has.
+    Whoever dials shows that it has `token`, whoever accepts that it has `proof`: both have them
+    from the coordinator, for this directed pair, and nobody else has. On data streams neither
+    travels: each side answers a number of the other's, so that what was overheard, or was said
+    to a wrong host, is of no use to anybody.
     """
 
     peer: Annotated[PeerId, peer_id]
     addresses: Annotated[tuple[Address, ...], addresses]
     token: Annotated[bytes, token]
     proof: Annotated[bytes, token]
+
+    def token_for(self, challenge: bytes) -> bytes:
+        """What the dialler answers to the acceptor's number."""
+        return hashlib.blake2b(challenge, key=self.token, digest_size=_ANSWER_BYTES).digest()
+
+    def proof_for(self, challenge: bytes) -> bytes:
+        """What the acceptor answers to the dialler's number."""
+        return hashlib.blake2b(challenge, key=self.proof, digest_size=_ANSWER_BYTES).digest()
 
 
 class CollectiveKind(enum.Enum):
@@ -135,6 +148,14 @@ class Strategy(enum.Enum):
     RECEIVE_ONLY = "receive_only"
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One content of a shared state."""
+
+    revision: Annotated[int, uint]
+    digest: Annotated[bytes, token]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateReport:
     """What a member holds when it calls `sync_state`."""
@@ -142,3 +163,7 @@ class StateReport:
     revision: Annotated[int, uint]
     digest: Annotated[bytes, token]
     strategy: Annotated[Strategy, one_of(Strategy)]
+    #: What was elected in an earlier attempt of this call, if it is here by now, whole.
+    fetched: Annotated[Content | None, optional(record_of(Content))] = None
+    #: The entries, packed by `state.manifest`: to tell which one differs if layouts do.
+    manifest: Annotated[bytes, blob_up_to(MANIFEST_BYTES_MAX)] = b""

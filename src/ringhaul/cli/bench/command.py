@@ -124,7 +124,7 @@ def _here(
             return child
 
         coordinator = start(
-            *("coordinator", "--listen", "127.0.0.1:0", "--json"),
+            *("coordinator", "--listen", "127.0.0.1:0", "--new", "--json"),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )

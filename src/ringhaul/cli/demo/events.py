@@ -1,8 +1,8 @@
 """What the demo's processes tell the orchestrator: one JSON object a line on stdout."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
+
+from ringhaul.cli.events import EventLines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,25 +64,13 @@ class Evaluated:
 
 Event = Connected | RoundDone | Finished | Evaluated
 
-_BY_NAME: dict[str, type[Event]] = {
-    "connected": Connected,
-    "round": RoundDone,
-    "finished": Finished,
-    "evaluated": Evaluated,
-}
-_NAMES = {kind: name for name, kind in _BY_NAME.items()}
-
-
-def encode(event: Event) -> str:
-    """One line, without its end."""
-    return json.dumps({"event": _NAMES[type(event)], **dataclasses.asdict(event)})
-
-
-def decode(line: str) -> Event | None:
-    """The event on a line; None if it holds anything else, such as a warning of a library."""
-    try:
-        fields = json.loads(line)
-        kind = _BY_NAME[fields.pop("event")]
-        return kind(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+_LINES: EventLines[Event] = EventLines(
+    {
+        "connected": Connected,
+        "round": RoundDone,
+        "finished": Finished,
+        "evaluated": Evaluated,
+    }
+)
+encode = _LINES.encode
+decode = _LINES.decode

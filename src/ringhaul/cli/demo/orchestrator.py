@@ -7,12 +7,7 @@ import json
 import os
 import queue
 import random
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from rich.console import Console
 
@@ -20,15 +15,13 @@ from ringhaul.cli.demo import events
 from ringhaul.cli.demo.corpus import gzip_bits_per_byte, load_corpus
 from ringhaul.cli.demo.model import ByteModel
 from ringhaul.cli.demo.options import JOIN_SHARE, KILL_SHARE, DemoOptions
-from ringhaul.cli.demo.processes import Child, Children
 from ringhaul.cli.demo.story import Story
 from ringhaul.cli.demo.summary import Summary, Yardsticks, summarize
 from ringhaul.cli.demo.view import View, choose_view
+from ringhaul.cli.processes import Child, Children, await_address, terminating_as_interrupt
 
 COORDINATOR = "coordinator"
 ALONE = "alone"
-#: The coordinator has to say where it listens within this.
-COORDINATOR_START_S = 20.0
 #: Workers have to end within this after the word: the last round and the evaluation.
 END_GRACE_S = 20.0
 #: A busy machine gets so much more time for the joiner's first round before the word is given.
@@ -54,7 +47,7 @@ def run_demo(options: DemoOptions) -> int:
     console = Console()
     view = choose_view(console, is_silent=options.json)
     try:
-        with _terminating_as_interrupt(), Children() as children, view:
+        with terminating_as_interrupt(), Children() as children, view:
             summary = _Demo(options, children, view).run()
     except KeyboardInterrupt:
         console.print("interrupted; all processes have ended", markup=False)
@@ -89,9 +82,13 @@ class _Demo:
     def _run_ring(self) -> Story:
         """Train in a ring that loses one peer and gets another."""
         coordinator = self._children.start(
-            COORDINATOR, ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json"]
+            COORDINATOR,
+            ["-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--new", "--json"],
         )
-        address = self._await_address(coordinator)
+        address = await_address(self._children, coordinator)
+        if address is None:
+            errors = coordinator.errors or "no output"
+            raise DemoError(f"the coordinator did not start: {errors}")
         begin_at = time.time()
         story = Story(begin_at, begin_at + self._options.seconds)
         for number in range(1, self._options.peers + 1):
@@ -125,19 +122,6 @@ class _Demo:
         self._take_lines(story)
         ring.problems.extend(story.problems)
         return story
-
-    def _await_address(self, coordinator: Child) -> str:
-        """Where the coordinator listens: its first line."""
-        give_up_at = time.monotonic() + COORDINATOR_START_S
-        while time.monotonic() < give_up_at and not coordinator.is_drained:
-            try:
-                line = self._children.lines.get(timeout=TICK_S)
-                fields = json.loads(line.text)
-                if fields["event"] == "listening":
-                    return str(fields["address"])
-            except (queue.Empty, ValueError, KeyError, TypeError):
-                continue
-        raise DemoError(f"the coordinator did not start: {coordinator.errors or 'no output'}")
 
     def _start_worker(self, name: str, address: str | None, story: Story, data_seed: int) -> None:
         where = ["--alone"] if address is None else ["--address", address]
@@ -241,24 +225,3 @@ def _yardsticks(options: DemoOptions, alone: Story) -> Yardsticks:
         alone_steps=0 if finished is None else finished.steps,
         gzip=gzip_bits_per_byte(corpus.held_out.tobytes()),
     )
-
-
-@contextmanager
-def _terminating_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does, with its children."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in kept.items():
-        if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

@@ -36,7 +36,8 @@ def on_vote(run: Run, peer: Peer, message: Vote) -> None:
     if not run.has_voted(peer):
         return  # it votes again when it has seen the repair
     if message.fresh and group.is_begun:
-        _skip(run, peer)
+        if group.wanted is None:  # else it votes again, and is told of a ring that is open
+            _skip(run, peer)
         return
     for collective in group.open.values():
         for other, began in collective.began.items():
@@ -69,7 +70,7 @@ def _skip(run: Run, peer: Peer) -> None:
     assert peer.vote is not None
     index = peer.vote.index
     peer.vote = None
-    _answer(run, peer, index, VoteOutcome.SKIPPED)
+    _answer(run, peer, index, VoteOutcome.SKIPPED, number=run.next_number())
 
 
 def _mismatch(run: Run, group: Group, voter: PeerId, other: PeerId, called: str) -> None:
@@ -116,8 +117,9 @@ def _finish(
     run.vote_reported = False
     for member in run.members():
         member.vote = None
+    number = run.next_number()
     for member in run.members():
-        _answer(run, member, index, outcome, culprits, detail)
+        _answer(run, member, index, outcome, culprits, detail, number=number)
     if outcome is not VoteOutcome.UNCHANGED:
         run.log(f"admit {outcome.value}: {detail}")
 
@@ -129,6 +131,8 @@ def _answer(
     outcome: VoteOutcome,
     culprits: tuple[PeerId, ...] = (),
     detail: str = "",
+    *,
+    number: int,
 ) -> None:
     group = run.group_of(peer)
     result = VoteResult(
@@ -139,6 +143,7 @@ def _answer(
         counts=run.counts(),
         culprits=culprits,
         detail=detail[:1000],
+        number=number,
     )
     run.send(peer, result)
 
@@ -152,13 +157,15 @@ def maybe_admit(run: Run) -> bool:
         return False
     groups = list(run.groups.values())
     if not members:
-        groups = [g for g in groups if len(run.joinable(g)) >= _required(run, g)]
+        groups = [g for g in groups if len(run.joinable(g)) >= required_size(run, g)]
     elif _find_differing_counts(run):
         return True
-    elif any(g.ring_order and _size_after(run, g) < _required(run, g) for g in groups):
+    elif any(g.ring_order and _size_after(run, g) < required_size(run, g) for g in groups):
         return False  # admit waits for more
     else:
-        groups = [g for g in groups if g.ring_order or len(run.joinable(g)) >= _required(run, g)]
+        groups = [
+            g for g in groups if g.ring_order or len(run.joinable(g)) >= required_size(run, g)
+        ]
     if not any(run.joinable(group) for group in groups):
         if members:
             _finish(run, VoteOutcome.UNCHANGED)
@@ -172,7 +179,8 @@ def _size_after(run: Run, group: Group) -> int:
     return len(group.ring_order) + len(run.joinable(group))
 
 
-def _required(run: Run, group: Group) -> int:
+def required_size(run: Run, group: Group) -> int:
+    """How many have to be there: the largest `min_world_size` of the group's peers."""
     peers = [peer for peer in run.peers.values() if peer.group == group.number]
     return max((peer.min_world_size for peer in peers), default=1)
 

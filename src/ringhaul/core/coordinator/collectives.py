@@ -51,7 +51,8 @@ def on_began(run: Run, peer: Peer, message: Began) -> None:
         detail = f"{root}, the root of {message.signature}, was lost before the call"
         give_verdict(run, group, message.key, Outcome.LOST, (root,), detail)
         return
-    if message.state is not None and len(collective.began) == len(group.ring_order):
+    all_began = len(collective.began) == len(group.ring_order)
+    if message.state is not None and all_began and run.recovery is None:
         state_sync.elect(run, group, collective, fail=give_verdict)
 
 
@@ -63,6 +64,8 @@ def _find_mismatch(run: Run, group: Group, collective: Collective, peer: Peer) -
             f"{first} called {theirs.signature}, {peer.id} called {message.signature}, "
             f"both as operation {message.key}"
         )
+        if theirs.state is not None and message.state is not None:
+            detail += f": {state_sync.explain_mismatch(theirs, first, message, peer.id)}"
         give_verdict(run, group, message.key, Outcome.MISMATCH, (first, peer.id), detail)
         return True
     return False
@@ -82,6 +85,10 @@ def on_finished(run: Run, peer: Peer, message: Finished) -> None:
         raise ProtocolError(f"finished {message.key}, which it has not begun")
     if peer.id in collective.finished:
         raise ProtocolError(f"finished {message.key} twice")
+    if collective.elected is None and collective.began[peer.id].state is not None:
+        if run.recovery is not None:
+            return  # what was elected is not known any more: it runs again
+        raise ProtocolError(f"finished {message.key} before anything was elected")
     collective.finished[peer.id] = message.digest
     if len(collective.finished) == len(group.ring_order):
         _complete(run, group, collective)
@@ -101,7 +108,20 @@ def _complete(run: Run, group: Group, collective: Collective) -> None:
         return
     if collective.elected is not None:
         state_sync.commit(run, group, collective)
+    if _used_all_links(group, collective):
+        group.breaks.clear()
     give_verdict(run, group, collective.key, Outcome.COMMITTED)
+
+
+def _used_all_links(group: Group, collective: Collective) -> bool:
+    """Has data gone from each rank to the next? Then their links are worth keeping."""
+    signature = next(iter(collective.began.values())).signature
+    is_round = signature.kind in (
+        CollectiveKind.ALL_REDUCE,
+        CollectiveKind.REDUCE_SCATTER,
+        CollectiveKind.ALL_GATHER,
+    )
+    return is_round and signature.element_count >= len(group.ring_order)
 
 
 def on_give_up(run: Run, peer: Peer, message: GiveUp) -> None:
@@ -152,6 +172,7 @@ def give_verdict(
         counts=run.counts(),
         culprits=culprits,
         detail=detail[:1000],
+        number=run.next_number(),
     )
     for peer_id in group.ring_order:
         run.send(run.peers[peer_id], verdict)

@@ -11,7 +11,16 @@ from functools import partial
 from typing import assert_never
 
 from ringhaul.core.clock import RunningClock
-from ringhaul.core.coordinator import admission, collectives, members, openings
+from ringhaul.core.coordinator import (
+    admission,
+    collectives,
+    journal,
+    members,
+    openings,
+    recovery,
+    status,
+)
+from ringhaul.core.coordinator.journal import Memory
 from ringhaul.core.coordinator.model import Effect, Options, Peer, Run, Wanted
 from ringhaul.core.steps import LinkLost, Received, Tick
 from ringhaul.errors import InvariantError, ProtocolError
@@ -22,16 +31,16 @@ from ringhaul.wire.coordinator_messages import (
     Finished,
     GiveUp,
     GiveUpVote,
-    Heartbeat,
-    Hello,
-    Leave,
     LinkFailed,
     LinkReady,
-    Resume,
+    Report,
     Vote,
 )
+from ringhaul.wire.message import Message
+from ringhaul.wire.session_messages import Heartbeat, Hello, Leave, Resume
+from ringhaul.wire.status_messages import StatusRequest
 
-__all__ = ["Coordinator", "LinkAccepted", "Options"]
+__all__ = ["Coordinator", "LinkAccepted", "Memory", "Options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +62,36 @@ class Coordinator:
     """Tracks which peers take part, and gives the verdict on every collective."""
 
     def __init__(
-        self, *, run_id: bytes, incarnation: int, secret: bytes, options: Options | None = None
+        self,
+        *,
+        run_id: bytes,
+        incarnation: int,
+        secret: bytes,
+        options: Options | None = None,
+        memory: Memory | None = None,
+        is_new: bool = True,
     ) -> None:
+        """Be the coordinator of a run.
+
+        Args:
+            run_id: 16 bytes; those that `memory` belongs to.
+            incarnation: above those of all earlier starts, as far as is known.
+            secret: at least 16 bytes, from which the run's tokens are made.
+            options: what an operator may set.
+            memory: what an earlier coordinator of this run saved.
+            is_new: without memory: no peer of an earlier start can come back.
+        """
         self.run = Run(
             run_id=run_id,
             incarnation=incarnation,
             secret=secret,
             options=options or Options(),
         )
+        if memory is not None:
+            journal.recall(self.run, memory)
+        # a run that nobody has joined is none that anybody could come back to
+        self._has_journal = memory is not None and bool(memory.peers or memory.groups)
+        self._waits_for_members = memory is not None or not is_new
         self._story: deque[tuple[float, Event]] = deque(maxlen=50)
         self._clock = RunningClock()
         self._heartbeat_at = 0.0
@@ -77,6 +108,11 @@ class Coordinator:
         run = self.run
         run.now = self._clock.advance(now, run.options.heartbeat_interval_s)
         run.effects = []
+        if run.started_at is None:
+            run.started_at = run.now
+        if self._waits_for_members:
+            self._waits_for_members = False
+            recovery.begin(run, has_journal=self._has_journal)
         match event:
             case LinkAccepted(link, host):
                 run.links[link] = (host, None)
@@ -104,6 +140,9 @@ class Coordinator:
         """Every deadline and what happens then. The only place that computes one."""
         run = self.run
         yield self._heartbeat_at, self._send_heartbeats
+        if run.recovery is not None:
+            yield from recovery.timers(run, run.recovery)
+            return
         for at, peer, why in members.silence_timers(run):
             yield at, partial(members.condemn, run, peer.id, why)
         for group in run.groups.values():
@@ -121,8 +160,9 @@ class Coordinator:
 
     def _send_heartbeats(self) -> None:
         self._heartbeat_at = self.run.now + self.run.options.heartbeat_interval_s
+        heartbeat = Heartbeat(settled=self.run.settled())
         for peer in self.run.peers.values():
-            self.run.send_unnumbered(peer, Heartbeat())
+            self.run.send_unnumbered(peer, heartbeat)
 
     def _on_tick(self) -> None:
         """Do what is due; conclusions may make more due, since they change who is awaited."""
@@ -141,34 +181,61 @@ class Coordinator:
             return
         peer = run.peers[peer_id]
         try:
-            if envelope.run_id != run.run_id or envelope.incarnation != run.incarnation:
+            is_ours = run.first_incarnation <= envelope.incarnation <= run.incarnation
+            if envelope.run_id != run.run_id or not is_ours:
                 raise ProtocolError("its message is of another run or incarnation")
             is_new = peer.session.take(envelope)
             peer.heard_at = run.now
-            if is_new:
-                self._on_message(peer, envelope)
+            if envelope.seq:
+                peer.awaits_reset = False
+            if is_new and run.recovery is not None and envelope.seq:
+                recovery.on_message(run, run.recovery, peer, envelope.message)
+            elif is_new:
+                self._on_message(peer, envelope.message)
             if peer.session.is_overdue:
                 raise ProtocolError("it acknowledges nothing")
         except ProtocolError as error:
-            members.remove(run, peer, f"it broke the protocol: {error}")
+            self._on_breach(peer, f"it broke the protocol: {error}")
+
+    def _on_breach(self, peer: Peer, reason: str) -> None:
+        run = self.run
+        if run.recovery is not None:
+            recovery.on_breach(run, run.recovery, peer, reason)
+        else:
+            members.remove(run, peer, reason)
 
     def _on_stranger(self, link: LinkId, host: str, envelope: Envelope) -> None:
+        run = self.run
         match envelope.message:
+            case Hello() as hello if run.recovery is not None:
+                recovery.on_hello(run, run.recovery, link, host, hello)
             case Hello() as hello:
                 members.on_hello(self.run, link, host, hello)
             case Resume() as resume:
+                if run.recovery is not None:
+                    recovery.on_resume(run, run.recovery, envelope, resume)
                 try:
                     members.on_resume(self.run, link, envelope, resume)
                 except ProtocolError as error:
                     peer = self.run.peers[resume.peer]
                     members.refuse(self.run, link, f"cannot resume: {error}")
-                    members.remove(self.run, peer, f"it broke the protocol: {error}")
+                    self._on_breach(peer, f"it broke the protocol: {error}")
+            case StatusRequest():
+                self.run.send_to_stranger(link, status.report(self.run))
+                self.run.close(link, "the status was told")
             case other:
                 members.refuse(self.run, link, f"{type(other).__name__} before hello")
 
-    def _on_message(self, peer: Peer, envelope: Envelope) -> None:
+    def _handle_late(self, peer: Peer, message: Message) -> None:
+        """Handle what came while the members were awaited."""
+        try:
+            self._on_message(peer, message)
+        except ProtocolError as error:
+            self.run.condemned.append((peer.id, f"it broke the protocol: {error}"))
+
+    def _on_message(self, peer: Peer, message: Message) -> None:
         run = self.run
-        match envelope.message:
+        match message:
             case Heartbeat() as heartbeat:
                 members.on_heartbeat(run, peer, heartbeat)
             case Began() as began:
@@ -188,6 +255,8 @@ class Coordinator:
                 openings.on_link_failed(run, peer, link_failed)
             case Leave():
                 members.on_leave(run, peer)
+            case Report() as report:
+                members.on_late_report(run, peer, report)
             case other:
                 raise ProtocolError(f"a peer does not send {type(other).__name__}")
 
@@ -196,6 +265,8 @@ class Coordinator:
     def _settle(self) -> None:
         """Draw all conclusions from the facts, until there are none left."""
         run = self.run
+        if run.recovery is not None and not recovery.maybe_end(run, self._handle_late):
+            return
         for _ in range(10_000):
             if run.condemned:
                 peer_id, reason = run.condemned.pop(0)

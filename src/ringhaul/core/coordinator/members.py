@@ -5,13 +5,16 @@ Decides who is a peer. What a removal means for operations and rings is decided 
 
 from collections.abc import Iterator
 
-from ringhaul.core.coordinator import collectives
+from ringhaul.core.coordinator import collectives, journal
 from ringhaul.core.coordinator.model import Group, Peer, Run, Wanted
+from ringhaul.core.session import Session
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import LinkId, PeerId
-from ringhaul.limits import ADDRESSES_MAX, PEERS_MAX
+from ringhaul.limits import ADDRESSES_MAX, PEERS_MAX, RUN_PEERS_MAX
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import (
+from ringhaul.wire.coordinator_messages import Report
+from ringhaul.wire.records import Address
+from ringhaul.wire.session_messages import (
     Evicted,
     Goodbye,
     Heartbeat,
@@ -21,7 +24,6 @@ from ringhaul.wire.coordinator_messages import (
     Resumed,
     Welcome,
 )
-from ringhaul.wire.records import Address
 
 
 def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
@@ -29,6 +31,9 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
     members = sum(1 for peer in run.peers.values() if peer.group == message.group)
     if members >= PEERS_MAX:
         refuse(run, link, f"group {message.group} has {PEERS_MAX} peers, no more are taken")
+        return
+    if len(run.peers) >= RUN_PEERS_MAX:
+        refuse(run, link, f"this run has {RUN_PEERS_MAX} peers, no more are taken")
         return
     run.arrivals += 1
     suffix = run.token("peer", run.arrivals, size=3).hex()
@@ -39,13 +44,14 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
     offered = message.addresses if seen in message.addresses else (*message.addresses, seen)
     peer = Peer(
         id=peer_id,
-        secret=run.token("session", peer_id, run.arrivals),
+        secret=session_secret(run, peer_id),
         group=message.group,
         addresses=offered[:ADDRESSES_MAX],
         min_world_size=message.min_world_size,
         arrival=run.arrivals,
         link=link,
         heard_at=run.now,
+        since=run.now,
     )
     run.peers[peer_id] = peer
     run.links[link] = (host, peer_id)
@@ -58,12 +64,21 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
     )
     run.send_unnumbered(peer, welcome)
     run.log(f"{peer_id} of group {peer.group} is pending, at {seen}")
+    journal.save_peer(run, peer)
+
+
+def session_secret(run: Run, peer_id: PeerId) -> bytes:
+    """What a peer proves with that a session is its own."""
+    return run.token("session", peer_id)
 
 
 def on_resume(run: Run, link: LinkId, envelope: Envelope, message: Resume) -> None:
     """A peer is back on a new connection; the older one, if any, is fenced."""
     peer = run.peers.get(message.peer)
-    if envelope.run_id != run.run_id or peer is None or peer.secret != message.secret:
+    if envelope.run_id != run.run_id:
+        refuse(run, link, f"{message.peer} is of another run than this coordinator")
+        return
+    if peer is None or peer.secret != message.secret:
         run.send_to_stranger(
             link,
             Refused(
@@ -74,16 +89,22 @@ def on_resume(run: Run, link: LinkId, envelope: Envelope, message: Resume) -> No
         )
         run.close(link, f"{message.peer} has no session here")
         return
-    peer.session.take(envelope)
+    is_reset = peer.awaits_reset
+    if is_reset:
+        peer.session = Session()
+        if run.recovery is not None:
+            run.recovery.heard[peer.id] = []
+    else:
+        peer.session.take(envelope)
     if peer.link is not None:
         run.close(peer.link, f"{peer.id} resumed on another connection")
     peer.link = link
     peer.heard_at = run.now
     peer.pinged = peer.ponged
     run.links[link] = (run.links[link][0], peer.id)
-    run.send_unnumbered(peer, Resumed())
+    run.send_unnumbered(peer, Resumed(reset=is_reset))
     run.send_again(peer)
-    run.log(f"{peer.id} resumed its session")
+    run.log(f"{peer.id} {'began its session anew' if is_reset else 'resumed its session'}")
 
 
 def refuse(run: Run, link: LinkId, reason: str) -> None:
@@ -98,8 +119,16 @@ def on_heartbeat(run: Run, peer: Peer, message: Heartbeat) -> None:
     if message.pong > peer.pinged:
         raise ProtocolError("answers a ping that was not sent")
     peer.ponged = max(peer.ponged, message.pong)
+    if not message.pong:  # those that nobody asked for
+        peer.outgoing_bytes_per_s = message.outgoing_bytes_per_s
     if message.ping:
         run.send_unnumbered(peer, Heartbeat(pong=message.ping))
+
+
+def on_late_report(run: Run, peer: Peer, message: Report) -> None:
+    """A peer was reset after the others went on: only who is pending has missed nothing."""
+    if message.opened is not None and not run.is_member(peer):
+        raise ProtocolError("it was a member, and came back after the others went on without it")
 
 
 def on_leave(run: Run, peer: Peer) -> None:
@@ -132,18 +161,21 @@ def remove(run: Run, peer: Peer, reason: str, *, farewell: bool = True) -> None:
         peer.link = None  # nothing more is said to it
     run.log(f"{peer.id} is out: {reason}")
     was_proposed = group.proposal is not None and peer.id in group.proposal.ring_order
-    if peer.id in group.ring_order:
-        lost_ring = group.ring_order
+    lost_ring = group.ring_order
+    if peer.id in lost_ring:
         collectives.on_loss(run, group, peer.id, reason)
         group.ring_order = tuple(p for p in lost_ring if p != peer.id)
         group.wanted = group.wanted or Wanted.REPAIR
     if was_proposed:
         group.proposal = None
     del run.peers[peer.id]
+    journal.forget_peer(run, peer)
     group.unusable = {pair for pair in group.unusable if peer.id not in pair}
     group.doubts = [d for d in group.doubts if peer.id not in (d.reporter, d.accused)]
     if not group.ring_order and not any(p.group == group.number for p in run.peers.values()):
         _forget_state(group)
+    if was_proposed or peer.id in lost_ring:
+        journal.save_group(run, group)
 
 
 def _forget_state(group: Group) -> None:

@@ -2,7 +2,7 @@
 
 import enum
 import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from ringhaul import limits
@@ -10,11 +10,58 @@ from ringhaul.core.session import Session
 from ringhaul.core.steps import Close, Log, Send
 from ringhaul.ids import NO_GENERATION, Generation, LinkId, OpKey, PeerId
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Began, Vote
+from ringhaul.wire.coordinator_messages import Began, Report, Verdict, Vote, VoteResult
 from ringhaul.wire.message import Message
-from ringhaul.wire.records import Address, Counts, Ticket
+from ringhaul.wire.records import Address, Content, Counts, Ticket
+from ringhaul.wire.session_messages import Hello
 
-Effect = Send | Close | Log
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRun:
+    """What every message names."""
+
+    run_id: bytes
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedPeer:
+    """A session, as it is saved."""
+
+    id: PeerId
+    secret: bytes
+    group: int
+    addresses: tuple[Address, ...]
+    min_world_size: int
+    arrival: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedGroup:
+    """A group, as it is saved."""
+
+    number: int
+    generation: Generation
+    proposed_generation: Generation
+    ring_order: tuple[PeerId, ...]
+    state: tuple[int, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Effect: remember this, in place of what was known of the same peer or group."""
+
+    record: SavedRun | SavedPeer | SavedGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Effect: forget this peer's session."""
+
+    peer: PeerId
+
+
+Effect = Send | Close | Log | Save | Forget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +73,7 @@ class Options:
     silence_idle_s: float = limits.SILENCE_IDLE_S
     session_grace_s: float = limits.SESSION_GRACE_S
     proposal_s: float = limits.PROPOSAL_S
+    resume_wait_s: float = limits.RESUME_WAIT_S
     waiting_report_s: float = limits.WAITING_REPORT_S
 
 
@@ -49,8 +97,14 @@ class Peer:
     voted_at: float = 0.0
     pinged: int = 0
     ponged: int = 0
+    #: When it came, or became a member.
+    since: float = 0.0
+    outgoing_bytes_per_s: int | None = None
     #: Took part in a committed `sync_state` of this run: holds the shared state.
     holds_state: bool = False
+    #: Its session is from before this coordinator was started: its next `Resume` begins a new
+    #: numbering, and it tells what it knows.
+    awaits_reset: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +177,29 @@ class Group:
     breaks: Counter[tuple[PeerId, PeerId]] = field(default_factory=Counter)
     #: Revision and digest of the last committed `sync_state`.
     state: tuple[int, bytes] | None = None
+    #: The last election: its call (keys count from an admission), and what all attempts of
+    #: that are to bring.
+    elected: tuple[Generation, OpKey, Content] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Recovery:
+    """What the peers of a coordinator that was started again have told it so far."""
+
+    since: float
+    #: The run is known, from the journal or from the first peer that came back.
+    is_identified: bool
+    #: Sessions are in the journal, or it is known that there were none.
+    has_journal: bool
+    #: All that a peer sent since its session was reset, to be handled when all are there.
+    heard: dict[PeerId, list[Message]] = field(default_factory=dict)
+    reports: dict[PeerId, Report] = field(default_factory=dict)
+    #: Peers that are lost, or broke the protocol, and why.
+    missing: dict[PeerId, str] = field(default_factory=dict)
+    #: Newcomers that wait until the run is known: connection, host seen, message.
+    hellos: list[tuple[LinkId, str, Hello]] = field(default_factory=list)
+    #: When to look again whether all are there.
+    look_at: float = 0.0
 
 
 class Run:
@@ -134,6 +211,8 @@ class Run:
         assert incarnation > 0
         self.run_id = run_id
         self.incarnation = incarnation
+        #: Of this start; it rises if a peer has heard of a later one.
+        self.first_incarnation = incarnation
         self.options = options
         self.now = 0.0
         self.effects: list[Effect] = []
@@ -144,10 +223,20 @@ class Run:
         self.arrivals = 0
         #: `admit`s finished since the last admission.
         self.admit_index = 0
+        self.admissions = 0
+        #: The last decision before the last admission.
+        self.admitted_after = 0
+        #: The number of the last decision.
+        self.decisions = 0
+        #: While members of an earlier start come back; None otherwise.
+        self.recovery: Recovery | None = None
         #: When the oldest vote that counts was reported as waiting long; None before.
         self.vote_reported = False
         #: Peers to be removed before this step ends, and why.
         self.condemned: list[tuple[PeerId, str]] = []
+        #: The important ones of what was logged, and when; for `ringhaul status`.
+        self.events: deque[tuple[float, str]] = deque(maxlen=limits.STATUS_EVENTS_MAX)
+        self.started_at: float | None = None
         self._secret = secret
 
     # -- speaking -----------------------------------------------------------------------------
@@ -155,6 +244,8 @@ class Run:
     def log(self, text: str, *, important: bool = True) -> None:
         """Tell the operator."""
         self.effects.append(Log(text, important))
+        if important:
+            self.events.append((self.now, text))
 
     def send(self, peer: Peer, message: Message) -> None:
         """Send a message of the session; kept and sent again if the connection breaks."""
@@ -188,7 +279,24 @@ class Run:
         if self.links.pop(link, None) is not None:
             self.effects.append(Close(link, reason))
 
+    def next_number(self) -> int:
+        """Number a decision."""
+        self.decisions += 1
+        return self.decisions
+
     # -- views --------------------------------------------------------------------------------
+
+    def settled(self) -> int:
+        """All members have the decisions up to this number."""
+        if self.recovery is not None:
+            return 0
+        settled = self.decisions
+        for member in self.members():
+            first = member.session.first_unacknowledged((Verdict, VoteResult))
+            if first is not None:
+                assert isinstance(first, (Verdict, VoteResult))
+                settled = min(settled, first.number - 1)
+        return settled
 
     def token(self, *words: object, size: int = 16) -> bytes:
         """Derive a secret from the run's, the same for the same words."""

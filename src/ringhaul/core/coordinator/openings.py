@@ -7,19 +7,14 @@ too: it is lost) or by the neighbour's answer to a ping (it lives: the pair is u
 
 from dataclasses import replace
 
-from ringhaul.core.coordinator import collectives
+from ringhaul.core.coordinator import collectives, journal
 from ringhaul.core.coordinator.model import Doubt, Group, Peer, Proposed, Run, Wanted
 from ringhaul.errors import ProtocolError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.limits import DIAL_FAILURES_MAX, LINK_BREAKS_MAX
-from ringhaul.ring.order import largest_ring
-from ringhaul.wire.coordinator_messages import (
-    Heartbeat,
-    LinkFailed,
-    LinkReady,
-    Opened,
-    Proposal,
-)
+from ringhaul.ring.order import largest_ring, neighbours_of
+from ringhaul.wire.coordinator_messages import LinkFailed, LinkReady, Opened, Proposal
+from ringhaul.wire.session_messages import Heartbeat
 
 
 def propose(run: Run, group: Group) -> None:
@@ -48,6 +43,7 @@ def propose(run: Run, group: Group) -> None:
         generation=group.proposed_generation, ring_order=tuple(ring_order), since=run.now
     )
     _send_proposal(run, group, group.proposal)
+    journal.save_group(run, group)
 
 
 def _send_proposal(run: Run, group: Group, proposed: Proposed) -> None:
@@ -87,10 +83,15 @@ def maybe_open(run: Run) -> bool:
     if admitting and all(_is_ready(g) for g in admitting):
         opening += admitting
         run.admit_index = 0
+        run.admissions += 1
+        run.admitted_after = run.decisions
         run.vote_reported = False
         for peer in run.peers.values():
             peer.vote = None
     joined = {g.number: _install(g) for g in opening}
+    for peer_ids in joined.values():
+        for peer_id in peer_ids:
+            run.peers[peer_id].since = run.now
     for group in opening:
         _announce(run, group, joined[group.number], admission=group in admitting)
     return bool(opening)
@@ -127,9 +128,13 @@ def _announce(run: Run, group: Group, joined: tuple[PeerId, ...], *, admission: 
         admission=admission,
         joined=joined,
         counts=run.counts(),
+        admissions=run.admissions,
+        admitted_after=run.admitted_after,
+        opened_after=run.decisions,
     )
     for peer_id in group.ring_order:
         run.send(run.peers[peer_id], opened)
+    journal.save_group(run, group)
     run.log(
         f"group {group.number}: generation {group.generation} opened by "
         f"{'admission' if admission else 'repair'}: {' -> '.join(group.ring_order)}"
@@ -150,6 +155,8 @@ def on_link_failed(run: Run, peer: Peer, message: LinkFailed) -> None:
         raise ProtocolError("reports a link of a ring it is not in")
     if message.neighbour not in ring:
         return  # lost already
+    if message.neighbour not in neighbours_of(ring, peer.id):
+        raise ProtocolError(f"reports a link with {message.neighbour}, which is no neighbour")
     accused = run.peers[message.neighbour]
     for known in group.doubts:
         if known.reporter == peer.id and known.accused == accused.id:

@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from ringhaul.core.peer import recovery
 from ringhaul.core.peer.model import Call, Failure, State
 from ringhaul.core.peer.steps import (
     BatchFailed,
@@ -32,14 +33,13 @@ from ringhaul.errors import (
 from ringhaul.ids import BATCH_TAG, OpKey, Rank
 from ringhaul.limits import VERDICTS_KEPT_MAX
 from ringhaul.wire.coordinator_messages import (
-    Began,
     Finished,
     GiveUp,
     Outcome,
     SyncPlan,
     Verdict,
 )
-from ringhaul.wire.records import CollectiveKind
+from ringhaul.wire.records import CollectiveKind, Content
 
 
 def on_called(state: State, event: CollectiveCalled) -> None:
@@ -90,15 +90,8 @@ def _begin(state: State, call: Call) -> None:
     call.attempt = state.generation
     call.attempts += 1
     call.is_finished = False
-    call.sync_planned = False
-    began = Began(
-        generation=state.generation,
-        key=call.key,
-        call_index=call.call_index,
-        signature=call.asked.signature,
-        state=call.asked.state,
-    )
-    state.send(began)
+    call.elected = None
+    state.send(recovery.began_of(call))
     match call.asked.signature.kind:
         case CollectiveKind.BARRIER:
             _finish(state, call, None)
@@ -126,6 +119,7 @@ def _begin_transfer(state: State, call: Call) -> None:
 def _finish(state: State, call: Call, digest: bytes | None) -> None:
     assert call.attempt is not None
     call.is_finished = True
+    call.digest = digest
     state.send(Finished(generation=call.attempt, key=call.key, digest=digest))
 
 
@@ -134,15 +128,16 @@ def on_transfer_done(state: State, event: TransferDone) -> None:
     call = state.call_by_id(event.call)
     if call is None or call.attempt != event.generation or call.is_finished:
         return
+    call.fetched = call.elected or call.fetched
     _finish(state, call, event.digest)
 
 
 def on_sync_plan(state: State, message: SyncPlan) -> None:
     """A state was elected: fetch it, or keep ours and serve it."""
     call = state.calls.get(message.key)
-    if call is None or call.attempt != message.generation or call.sync_planned:
+    if call is None or call.attempt != message.generation or call.elected:
         return
-    call.sync_planned = True
+    call.elected = Content(message.revision, message.digest)
     state.effects.append(FollowSyncPlan(call.id, message))
 
 
@@ -159,12 +154,17 @@ def on_opened(state: State, view: View) -> None:
 
 def on_verdict(state: State, message: Verdict) -> None:
     """The coordinator has decided. It may be about a key that our caller has yet to come to."""
+    if not recovery.take_decision(state, message):
+        return
     call = state.calls.get(message.key)
+    if message.outcome is not Outcome.ABORTED:
+        state.given_up.pop(message.key, None)
     view = state.view(message.generation, message.ring_order, message.counts)
     match message.outcome:
         case Outcome.COMMITTED:
             if call is not None and call.attempt is not None and call.is_finished:
                 del state.calls[call.key]
+                state.committed = call.elected or state.committed
                 state.effects.append(Complete(call=call.id, view=view, attempts=call.attempts))
         case Outcome.ABORTED:
             if call is not None and call.attempt == message.generation:
@@ -233,9 +233,13 @@ def give_up(state: State, call: Call, outcome: Outcome, detail: str) -> None:
     if call.gave_up:
         return
     call.gave_up = True
-    state.send(
-        GiveUp(generation=state.generation, key=call.key, outcome=outcome, detail=detail[:1000])
-    )
+    _ask_for_the_end(state, call.key, outcome, detail)
+
+
+def _ask_for_the_end(state: State, key: OpKey, outcome: Outcome, detail: str) -> None:
+    message = GiveUp(generation=state.generation, key=key, outcome=outcome, detail=detail[:1000])
+    state.given_up[key] = message
+    state.send(message)
 
 
 def on_given_up(state: State, event: CallGivenUp) -> None:
@@ -250,13 +254,7 @@ def on_batch_failed(state: State, event: BatchFailed) -> None:
     for index in range(event.first, event.first + event.count):
         key = _batch_key(state, index)
         if state.failures.pop(key, None) is None:
-            message = GiveUp(
-                generation=state.generation,
-                key=key,
-                outcome=Outcome.FAILED,
-                detail=event.detail[:1000],
-            )
-            state.send(message)
+            _ask_for_the_end(state, key, Outcome.FAILED, event.detail)
 
 
 def timers(state: State) -> Iterator[tuple[float, Callable[[State], None]]]:

@@ -6,13 +6,14 @@ Decides when to redial and when the coordinator is lost.
 from collections.abc import Callable, Iterator
 
 from ringhaul import limits
+from ringhaul.core.peer import recovery
 from ringhaul.core.peer.model import Phase, State
 from ringhaul.core.peer.steps import Dial, Dialled
 from ringhaul.core.steps import Close
 from ringhaul.errors import ConnectError, CoordinatorLost, EvictedError
 from ringhaul.ids import LinkId
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import (
+from ringhaul.wire.session_messages import (
     Evicted,
     Heartbeat,
     Hello,
@@ -53,9 +54,15 @@ def on_dialled(state: State, event: Dialled) -> None:
         )
         state.send_unnumbered(hello)
     else:
-        state.send_unnumbered(
-            Resume(version=limits.PROTOCOL_VERSION, peer=state.peer_id, secret=state.secret)
+        resume = Resume(
+            version=limits.PROTOCOL_VERSION,
+            peer=state.peer_id,
+            secret=state.secret,
+            group=options.group,
+            addresses=options.addresses,
+            min_world_size=options.min_world_size,
         )
+        state.send_unnumbered(resume)
 
 
 def on_dial_failed(state: State, reason: str) -> None:
@@ -102,12 +109,16 @@ def on_welcome(state: State, envelope: Envelope, message: Welcome) -> None:
     state.log(f"{state.peer_id} waits to be admitted, seen at {message.seen_host}")
 
 
-def on_resumed(state: State, _message: Resumed) -> None:
+def on_resumed(state: State, message: Resumed) -> None:
     """The session goes on: send again what the coordinator does not have."""
-    if not state.is_resumed:
-        state.is_resumed = True
+    if state.is_resumed:
+        return
+    state.is_resumed = True
+    state.log("control connection is back, session resumed")
+    if message.reset:
+        recovery.report(state)
+    else:
         state.send_again()
-        state.log("control connection is back, session resumed")
 
 
 def on_refused(state: State, message: Refused) -> None:
@@ -134,6 +145,7 @@ def on_evicted(state: State, message: Evicted) -> None:
 
 def on_heartbeat(state: State, message: Heartbeat) -> None:
     """The coordinator lives; it may ask whether we do."""
+    recovery.on_settled(state, message.settled)
     if message.ping:
         state.send_unnumbered(Heartbeat(pong=message.ping))
 
@@ -172,7 +184,7 @@ def timers(state: State) -> Iterator[tuple[float, Callable[[State], None]]]:
 def _send_heartbeat(state: State) -> None:
     state.heartbeat_at = state.now + state.heartbeat_interval_s
     if state.is_resumed:
-        state.send_unnumbered(Heartbeat())
+        state.send_unnumbered(Heartbeat(outgoing_bytes_per_s=state.outgoing_bytes_per_s))
 
 
 def _on_silence(state: State) -> None:

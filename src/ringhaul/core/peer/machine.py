@@ -22,6 +22,7 @@ from ringhaul.core.peer.steps import (
     Effect,
     Event,
     LinkBroken,
+    LinkMeasured,
     LinkUp,
     Started,
     TransferDone,
@@ -31,21 +32,16 @@ from ringhaul.errors import InvariantError, ProtocolError
 from ringhaul.ids import LinkId
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
-    Evicted,
-    Goodbye,
-    Heartbeat,
     Opened,
     Outcome,
     Proposal,
-    Refused,
-    Resumed,
     StillWaiting,
     SyncPlan,
     Verdict,
     VoteOutcome,
     VoteResult,
-    Welcome,
 )
+from ringhaul.wire.session_messages import Evicted, Goodbye, Heartbeat, Refused, Resumed, Welcome
 
 __all__ = ["Peer", "PeerOptions"]
 
@@ -102,7 +98,7 @@ class Peer:
         yield from control.timers(state)
         if state.phase is Phase.MEMBER:
             yield from collective.timers(state)
-            if state.admit is not None and state.admit.gave_up is None:
+            if state.admit is not None and state.admit.asked is None:
                 yield state.admit.deadline_at, _on_admit_timeout
 
     def _on_runner(
@@ -117,6 +113,7 @@ class Peer:
         | CloseCalled
         | LinkUp
         | LinkBroken
+        | LinkMeasured
         | TransferDone,
     ) -> None:
         state = self.state
@@ -144,6 +141,8 @@ class Peer:
                 membership.on_link_up(state, event)
             case LinkBroken():
                 membership.on_link_broken(state, event)
+            case LinkMeasured():
+                state.outgoing_bytes_per_s = event.outgoing_bytes_per_s
             case TransferDone():
                 collective.on_transfer_done(state, event)
             case _:
@@ -158,6 +157,8 @@ class Peer:
             ):
                 raise ProtocolError("a coordinator of another run, or an older one, answers")
             if state.session.take(envelope):
+                if state.phase is not Phase.STRANGER:
+                    state.incarnation = envelope.incarnation
                 self._on_message(envelope)
         except ProtocolError as error:
             state.effects.append(Close(link, str(error)))
@@ -205,6 +206,8 @@ class Peer:
         proposed = self.state.proposal
         if proposed is None or proposed.generation != message.generation:
             raise ProtocolError(f"generation {message.generation} opened, but was not proposed")
+        if proposed.ring_order != message.ring_order:
+            raise ProtocolError(f"generation {message.generation} opened with another ring")
         membership.on_opened(self.state, message)
 
     def _check(self, *, ticked: bool) -> None:

@@ -5,7 +5,7 @@ Decides when links are made, when a generation is in use, and how an `admit` end
 
 from dataclasses import replace
 
-from ringhaul.core.peer import collective
+from ringhaul.core.peer import collective, recovery
 from ringhaul.core.peer.model import Admit, Phase, State
 from ringhaul.core.peer.steps import (
     AdmitCalled,
@@ -21,6 +21,7 @@ from ringhaul.core.peer.steps import (
 )
 from ringhaul.errors import CallTimeout, CollectiveAborted, MismatchError, RinghaulError
 from ringhaul.limits import VOTE_RESULTS_KEPT_MAX
+from ringhaul.ring.order import neighbours_of
 from ringhaul.wire.coordinator_messages import (
     GiveUpVote,
     LinkFailed,
@@ -59,8 +60,10 @@ def on_link_broken(state: State, event: LinkBroken) -> None:
     ring_order = state.ring_order
     if state.proposal is not None:
         generation, ring_order = state.proposal.generation, state.proposal.ring_order
-    if event.neighbour not in ring_order:
-        return
+    if state.peer_id not in ring_order or event.neighbour not in neighbours_of(
+        ring_order, state.peer_id
+    ):
+        return  # it was one in an older ring
     known = {(generation, event.neighbour, refused) for refused in (event.refused, True)}
     if known & state.broken:
         return  # but a refusal after a mere reset is news: a second witness
@@ -76,6 +79,8 @@ def on_link_broken(state: State, event: LinkBroken) -> None:
 
 def on_opened(state: State, message: Opened) -> None:
     """A generation is open: begin, or begin again, what waits for it."""
+    state.opened = message
+    state.last_number = max(state.last_number, message.opened_after)
     state.generation = message.generation
     state.ring_order = message.ring_order
     state.proposal = None
@@ -83,6 +88,8 @@ def on_opened(state: State, message: Opened) -> None:
     state.effects.append(UseRing(message.generation))
     view = state.view(message.generation, message.ring_order, message.counts, message.joined)
     if message.admission:
+        state.admitted_generation = message.generation
+        state.given_up.clear()
         state.call_count = 0
         state.ordinals.clear()
         state.admit_index = 0
@@ -97,7 +104,7 @@ def on_opened(state: State, message: Opened) -> None:
         state.effects.append(Complete(call=state.admit.id, view=view))
         state.admit = None
     collective.on_opened(state, view)
-    if state.admit is not None and state.admit.vote is not None and state.admit.gave_up is None:
+    if state.admit is not None and state.admit.vote is not None and state.admit.asked is None:
         # it stands, and says now that all calls before it have begun in this generation
         state.admit.vote = replace(state.admit.vote, generation=state.generation)
         state.send(state.admit.vote)
@@ -127,19 +134,17 @@ def on_admit_called(state: State, event: AdmitCalled) -> None:
 
 def give_up(state: State, outcome: VoteOutcome, detail: str) -> None:
     """The caller of `admit` cannot wait: ask for the end of it, for all."""
-    if state.admit is None or state.admit.gave_up is not None:
+    if state.admit is None or state.admit.asked is not None:
         return
-    state.admit.gave_up = (outcome, detail)
-    state.send(
-        GiveUpVote(
-            generation=state.generation, index=state.admit_index, outcome=outcome, detail=detail
-        )
+    state.admit.asked = GiveUpVote(
+        generation=state.generation, index=state.admit_index, outcome=outcome, detail=detail
     )
+    state.send(state.admit.asked)
 
 
 def on_vote_result(state: State, message: VoteResult) -> None:
     """An `admit` ended without a new generation; perhaps one that we come to later."""
-    if message.index < state.admit_index:
+    if not recovery.take_decision(state, message) or message.index < state.admit_index:
         return
     view = state.view(message.generation, message.ring_order, message.counts)
     if message.index > state.admit_index or state.admit is None:
@@ -154,14 +159,14 @@ def on_vote_result(state: State, message: VoteResult) -> None:
 def _finish(state: State, result: VoteResult, view: View) -> None:
     assert state.admit is not None
     call = state.admit.id
-    gave_up = state.admit.gave_up
+    asked = state.admit.asked
     state.admit = None
     outcome, detail = result.outcome, result.detail
     if outcome is not VoteOutcome.SKIPPED:
         state.vote_results.pop(state.admit_index, None)
         state.admit_index += 1
-    elif gave_up is not None:
-        outcome, detail = gave_up
+    elif asked is not None:
+        outcome, detail = asked.outcome, asked.detail
         state.is_fresh = True  # for the others it never happened
     facts = {"generation": result.generation, "peers": result.culprits}
     error: RinghaulError

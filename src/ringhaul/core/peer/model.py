@@ -1,7 +1,7 @@
 """What a peer knows: facts only, and how it speaks to the coordinator. Decides nothing."""
 
 import enum
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
 from ringhaul import limits
@@ -12,14 +12,16 @@ from ringhaul.errors import RinghaulError
 from ringhaul.ids import NO_GENERATION, CallId, Generation, LinkId, OpKey, PeerId, Rank
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
+    GiveUp,
+    GiveUpVote,
+    Opened,
     Proposal,
     Verdict,
     Vote,
-    VoteOutcome,
     VoteResult,
 )
 from ringhaul.wire.message import Message
-from ringhaul.wire.records import Address, Counts
+from ringhaul.wire.records import Address, Content, Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,13 @@ class Call:
     attempt: Generation | None = None
     attempts: int = 0
     is_finished: bool = False
+    #: Of the result, once it is finished.
+    digest: bytes | None = None
     gave_up: bool = False
-    sync_planned: bool = False
+    #: What this attempt of a `sync_state` shall bring, None until the plan is here; and what is
+    #: here, of any attempt.
+    elected: Content | None = None
+    fetched: Content | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,8 +80,9 @@ class Admit:
     deadline_at: float
     #: As it was sent last; None if the result was here before.
     vote: Vote | None = None
-    #: The error that the caller gets if the coordinator lets it go alone.
-    gave_up: tuple[VoteOutcome, str] | None = None
+    #: What was asked of the coordinator when the caller could not wait; it is also the error
+    #: that the caller gets if the coordinator lets it go alone.
+    asked: GiveUpVote | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,6 +115,7 @@ class State:
         self.redial_at: float | None = None
         self.heartbeat_at = 0.0
         self.heartbeat_interval_s = limits.HEARTBEAT_INTERVAL_S
+        self.outgoing_bytes_per_s: int | None = None
         self.last_reason = "no attempt was made"
         self.started_at = 0.0
         self.leave_by = 0.0
@@ -117,6 +126,17 @@ class State:
         self.proposal: Proposal | None = None
         #: Broken links that were reported: generation, neighbour, refused.
         self.broken: set[tuple[Generation, PeerId, bool]] = set()
+        # for a coordinator that is started again
+        #: How the open generation was opened.
+        self.opened: Opened | None = None
+        self.admitted_generation = NO_GENERATION
+        #: Decisions that others may not have yet.
+        self.decisions: deque[Verdict | VoteResult] = deque()
+        self.last_number = 0
+        #: What all members last committed to in `sync_state`.
+        self.committed: Content | None = None
+        #: Requests to end an operation that have no verdict yet.
+        self.given_up: dict[OpKey, GiveUp] = {}
         # since the last admission
         self.call_count = 0
         self.ordinals: Counter[str | None] = Counter()
@@ -147,7 +167,13 @@ class State:
         counts: Counts,
         joined: tuple[PeerId, ...] = (),
     ) -> View:
-        """What the caller shall see after the call that this ends. Made when it is heard."""
+        """What the caller shall see after the call that this ends. Made when it is heard.
+
+        A generation has one ring: while a lost member is not replaced yet, the coordinator
+        names who is left of it, which a caller must not see before the next generation.
+        """
+        if generation == self.generation:
+            ring_order = self.ring_order
         self.view_count += 1
         return View(
             generation=generation,

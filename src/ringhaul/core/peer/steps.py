@@ -107,6 +107,13 @@ class LinkBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """What goes to the next rank, as of late: for the coordinator's status."""
+
+    outgoing_bytes_per_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TransferDone:
     """All data of a call's attempt is here."""
 
@@ -129,6 +136,7 @@ Event = (
     | CloseCalled
     | LinkUp
     | LinkBroken
+    | LinkMeasured
     | TransferDone
 )
 

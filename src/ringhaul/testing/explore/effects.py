@@ -3,6 +3,8 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
+from ringhaul.core.coordinator.model import Effect as CoordinatorEffect
+from ringhaul.core.coordinator.model import Forget, Save
 from ringhaul.core.peer.steps import (
     BeginTransfer,
     Complete,
@@ -21,7 +23,7 @@ from ringhaul.core.steps import Close, Log, Send
 from ringhaul.ids import LinkId
 from ringhaul.testing.explore.cells import Names
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Heartbeat
+from ringhaul.wire.session_messages import Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +58,23 @@ class Teller:
         assert isinstance(envelope, Envelope)
         return envelope
 
-    def told(self, effects: list[PeerEffect]) -> tuple[Op, ...]:
+    def told(self, effects: list[PeerEffect | CoordinatorEffect]) -> tuple[Op, ...]:
         """What the world does about a step."""
         ops: list[Op] = []
         for effect in effects:
             match effect:
                 case Send(link, envelope):
-                    is_heartbeat = envelope.message == Heartbeat()
+                    match envelope.message:
+                        case Heartbeat(ping=0, pong=0):
+                            is_heartbeat = True
+                        case _:
+                            is_heartbeat = False
                     if envelope.seq and not self._acks:
                         envelope = replace(envelope, ack=0)
                     number = self._messages.number(envelope)
                     ops.append(Sent(link, number, is_heartbeat))
-                case UseRing() | ForgetKey():
-                    pass  # what is stale here, is not looked at
+                case UseRing() | ForgetKey() | Save() | Forget():
+                    pass  # stale data are not looked at, and the coordinator does not die
                 case FollowSyncPlan():
                     raise NotImplementedError("sync_state is not part of these worlds")
                 case _:

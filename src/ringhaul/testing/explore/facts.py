@@ -9,8 +9,8 @@ import enum
 from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 
-#: Of one step, or for the story only.
-NO_FACTS = frozenset({"effects", "_story"})
+#: Of one step, or for the story and the status only.
+NO_FACTS = frozenset({"effects", "events", "_story"})
 #: What is asked of these does not depend on the order in which they were filled, but for the
 #: texts of errors: who is named first, what is sent first on which of two connections.
 UNORDERED = frozenset({"began", "finished", "links"})

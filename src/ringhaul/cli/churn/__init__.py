@@ -1,0 +1,1 @@
+"""`ringhaul churn`: real processes, injected faults, and a check of everything."""

@@ -1,0 +1,1 @@
+"""`ringhaul status`: how a run is doing, as its coordinator tells it."""

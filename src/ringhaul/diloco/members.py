@@ -1,0 +1,72 @@
+"""What the training loops need of a communicator: a few of its calls, and of their results."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ringhaul.quant import Codec
+from ringhaul.state.shared import SharedState
+
+
+class ReduceResult(Protocol):
+    """What is read of a `ReduceInfo`."""
+
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def contributors(self) -> tuple[str, ...]: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def duration_s(self) -> float: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+
+
+class InFlight(Protocol):
+    """What is used of a `Work`."""
+
+    def done(self) -> bool: ...
+    def wait(self, timeout_s: float | None = None) -> ReduceResult: ...
+
+
+class SyncResult(Protocol):
+    """What is read of a `SyncInfo`."""
+
+    @property
+    def revision(self) -> int: ...
+
+
+class AdmitResult(Protocol):
+    """What is read of a `Membership`."""
+
+    @property
+    def admitted(self) -> bool: ...
+
+
+class Collectives(Protocol):
+    """The part of a communicator that the training loops use."""
+
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def pending_peers(self) -> int: ...
+    @property
+    def group_count(self) -> int: ...
+    def admit(self, timeout_s: float | None = None) -> AdmitResult: ...
+    def all_reduce_async(
+        self,
+        array: NDArray[np.floating],
+        op: str = "sum",
+        *,
+        out: NDArray[np.floating] | None = None,
+        codec: str | Codec = "raw",
+        tag: str | None = None,
+        timeout_s: float | None = None,
+    ) -> InFlight: ...
+    def sync_state(
+        self, state: SharedState, strategy: str = "popular", timeout_s: float | None = None
+    ) -> SyncResult: ...

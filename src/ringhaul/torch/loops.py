@@ -1,0 +1,256 @@
+"""The three training loops for a module and its inner optimizer.
+
+Decides how an inner step is noticed and what is in a checkpoint; everything else is
+`ringhaul.diloco`'s.
+"""
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from torch.optim import Optimizer
+
+import torch
+from ringhaul import diloco
+from ringhaul.diloco.loop import OuterLoop
+from ringhaul.diloco.members import Collectives
+from ringhaul.diloco.outer import OuterOptimizer
+from ringhaul.diloco.results import RoundInfo
+from ringhaul.quant import Codec
+from ringhaul.torch.store import ModuleStore
+from torch import nn
+
+
+class _Hook(Protocol):
+    """What registering a hook returns."""
+
+    def remove(self) -> None: ...
+
+
+class TorchLoop(OuterLoop):
+    """What the three have in common: the hook, the weight, checkpoints.
+
+    Attributes:
+        weight: of the inner steps that are counted by the hook; set it to the tokens of a
+            batch before `optimizer.step()`. 1.0 at first.
+        last: the newest `RoundInfo`; None before the first.
+        on_round: called with each `RoundInfo`, after the parameters are set. Collectives of
+            the program itself may be made there.
+    """
+
+    weight: float = 1.0
+    last: RoundInfo | None = None
+    on_round: Callable[[RoundInfo], None] | None = None
+    inner: Optimizer
+    _hook: _Hook | None = None
+
+    def step(self, weight: float | None = None) -> RoundInfo | None:
+        """Count one inner step; as `ringhaul.diloco.DiLoCo.step`.
+
+        Not needed in a `with` block: there `optimizer.step()` is enough.
+
+        Args:
+            weight: of this inner step; default: the attribute `weight`.
+        """
+        info = super().step(self.weight if weight is None else weight)
+        if info is not None:
+            self.last = info
+            if self.on_round is not None:
+                self.on_round(info)
+        return info
+
+    def __enter__(self) -> Self:
+        """Count every `step` of the inner optimizer, until the end of the block."""
+        self._hook = self.inner.register_step_post_hook(self._count)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Count no more. The communicator stays open."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _count(self, *_: object) -> None:
+        self.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A checkpoint for `resume=`, of tensors and plain values: `torch.save` it.
+
+        It has this peer's inner optimizer too. `torch.load(path, weights_only=True)` reads it.
+        """
+        state = super().state_dict()
+        arrays = {name: torch.from_numpy(array) for name, array in state["arrays"].items()}
+        return {**state, "arrays": arrays, "inner": self.inner.state_dict()}
+
+
+def _resume_inner(inner: Optimizer, resume: Mapping[str, Any] | None) -> None:
+    if resume is not None and "inner" in resume:
+        inner.load_state_dict(resume["inner"])
+
+
+class DiLoCo(TorchLoop, diloco.DiLoCo):
+    """`ringhaul.diloco.DiLoCo` for a module and any inner optimizer.
+
+        with ringhaul.connect(address) as comm, DiLoCo(model, optimizer, comm, 50):
+            for batch in batches:
+                loss(model, batch).backward()
+                optimizer.step()        # every 50th averages over all members
+                optimizer.zero_grad()
+
+    The module may be on the CPU, on CUDA devices or on both, with parameters of any floating
+    dtypes; outer parameters are float32 on the host (float64 if all are). Tied parameters take
+    part once. Floating buffers (running means) are averaged. Nothing of `torch.distributed`
+    and no environment variable of it is used, so this works under `torchrun`, too.
+
+    Args:
+        model: all members have the same; its parameters are set to the run's at once.
+        optimizer: the inner one; its state stays this peer's own.
+        comm: one communicator carries one training loop.
+        inner_steps: as for `ringhaul.diloco.DiLoCo`, and all that follows.
+        outer_optimizer: `ringhaul.diloco.nesterov()` by default.
+        codec: of the pseudo-gradients.
+        timeout_s: for each collective.
+        max_seconds_per_round: this peer's limit for the inner steps of a round.
+        resume: a checkpoint; the inner optimizer gets its state from it as well.
+        average_buffers: take floating buffers along.
+
+    Raises:
+        ValueError, TypeError: an argument is not as described.
+        RinghaulError: as `Communicator.sync_state` raises it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        comm: Collectives,
+        inner_steps: int,
+        *,
+        outer_optimizer: OuterOptimizer | None = None,
+        codec: str | Codec = "raw",
+        timeout_s: float | None = None,
+        max_seconds_per_round: float | None = None,
+        resume: Mapping[str, Any] | None = None,
+        average_buffers: bool = True,
+    ) -> None:
+        self.inner = optimizer
+        _resume_inner(optimizer, resume)
+        super().__init__(
+            comm,
+            ModuleStore(model, buffers=average_buffers),
+            inner_steps,
+            optimizer=outer_optimizer,
+            codec=codec,
+            timeout_s=timeout_s,
+            max_seconds_per_round=max_seconds_per_round,
+            resume=resume,
+        )
+
+
+class DelayedDiLoCo(TorchLoop, diloco.DelayedDiLoCo):
+    """`ringhaul.diloco.DelayedDiLoCo` for a module and any inner optimizer.
+
+    Args:
+        model: as for `DiLoCo`, and all that is not below.
+        optimizer: as there.
+        comm: as there.
+        inner_steps: as there.
+        eager: as for `ringhaul.diloco.DelayedDiLoCo`.
+        staleness_penalty: as there.
+        outer_optimizer: as for `DiLoCo`.
+        codec: as there.
+        timeout_s: as there.
+        max_seconds_per_round: as there.
+        resume: as there.
+        average_buffers: as there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        comm: Collectives,
+        inner_steps: int,
+        *,
+        eager: bool = False,
+        staleness_penalty: bool = False,
+        outer_optimizer: OuterOptimizer | None = None,
+        codec: str | Codec = "raw",
+        timeout_s: float | None = None,
+        max_seconds_per_round: float | None = None,
+        resume: Mapping[str, Any] | None = None,
+        average_buffers: bool = True,
+    ) -> None:
+        self.inner = optimizer
+        _resume_inner(optimizer, resume)
+        super().__init__(
+            comm,
+            ModuleStore(model, buffers=average_buffers),
+            inner_steps,
+            optimizer=outer_optimizer,
+            eager=eager,
+            staleness_penalty=staleness_penalty,
+            codec=codec,
+            timeout_s=timeout_s,
+            max_seconds_per_round=max_seconds_per_round,
+            resume=resume,
+        )
+
+
+class StreamingDiLoCo(TorchLoop, diloco.StreamingDiLoCo):
+    """`ringhaul.diloco.StreamingDiLoCo` for a module and any inner optimizer.
+
+    Args:
+        model: as for `DiLoCo`, and all that is not below.
+        optimizer: as there.
+        comm: as there.
+        inner_steps: as there.
+        fragments: as for `ringhaul.diloco.StreamingDiLoCo`; layers are found by the first
+            number in a parameter's name.
+        overlap: as there.
+        mixing: as there.
+        outer_optimizer: as for `DiLoCo`.
+        codec: as there.
+        timeout_s: as there.
+        max_seconds_per_round: as there.
+        resume: as there.
+        average_buffers: as there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        comm: Collectives,
+        inner_steps: int,
+        *,
+        fragments: int = 4,
+        overlap: int = 0,
+        mixing: float = 0.5,
+        outer_optimizer: OuterOptimizer | None = None,
+        codec: str | Codec = "raw",
+        timeout_s: float | None = None,
+        max_seconds_per_round: float | None = None,
+        resume: Mapping[str, Any] | None = None,
+        average_buffers: bool = True,
+    ) -> None:
+        self.inner = optimizer
+        _resume_inner(optimizer, resume)
+        super().__init__(
+            comm,
+            ModuleStore(model, buffers=average_buffers),
+            inner_steps,
+            fragments=fragments,
+            overlap=overlap,
+            mixing=mixing,
+            optimizer=outer_optimizer,
+            codec=codec,
+            timeout_s=timeout_s,
+            max_seconds_per_round=max_seconds_per_round,
+            resume=resume,
+        )
