@@ -119,6 +119,10 @@ RESEND_AFTER_S = 0.25
 #: A link that moves less than the minimum rate (bytes/s) for so long counts as broken.
 LINK_STALLED_S = 10.0
 LINK_RATE_MIN = 1024
+#: A receiver whose generation is not open yet says so at this interval; a sender that has not
+#: heard it for a few of them judges the link as any other.
+HOLD_INTERVAL_S = 0.5
+HOLD_VALID_S = 3.0
 #: Grants and acknowledgements that wait for a sender that does not read them.
 REPLIES_BYTES_MAX = 1 << 20
 #: A link that broke so often, without an operation committed over it in between, counts as

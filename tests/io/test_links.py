@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+import trio.lowlevel
 from numpy.typing import NDArray
 
 from ringhaul import limits
@@ -379,3 +381,39 @@ async def test_early_data_that_no_codec_wrote_break_the_link_and_nothing_else() 
         assert link.is_closed
         assert sides[0].plane.early_bytes == 0
         near.close()
+
+
+async def test_data_of_a_generation_that_opens_late_do_not_make_a_link_stalled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
+    monkeypatch.setattr(limits, "HOLD_INTERVAL_S", 0.0)
+    monkeypatch.setattr(limits, "HOLD_VALID_S", FAIL_AFTER_S)
+    async with two_sides(streams=2) as sides:
+        sides[1].plane.generation = Generation(0)
+        (first,) = begin(sides[:1], ELEMENTS)  # type: ignore[arg-type]
+        while not any(s.is_held(time.perf_counter()) for s in sides[0].outgoing.streams):
+            await trio.lowlevel.checkpoint()
+        await trio.sleep(3 * limits.LINK_STALLED_S)  # which would be far too long
+        sides[1].plane.use_ring(GENERATION)
+        list(begin(sides[1:], ELEMENTS))  # type: ignore[arg-type]
+        for side in sides:
+            await side.is_done.wait()
+
+        assert sides[0].broken == sides[0].lost == []
+
+    np.testing.assert_array_equal(first.result, values(2, ELEMENTS))
+
+
+async def test_a_receiver_that_no_longer_says_that_it_waits_is_judged_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
+    monkeypatch.setattr(limits, "HOLD_INTERVAL_S", FAIL_AFTER_S)
+    monkeypatch.setattr(limits, "HOLD_VALID_S", 0.05)
+    async with two_sides(streams=1) as sides:
+        sides[1].plane.generation = Generation(0)
+        list(begin(sides[:1], ELEMENTS))  # type: ignore[arg-type]
+        await sides[0].is_troubled.wait()
+
+        assert "stalled" in sides[0].broken[0]

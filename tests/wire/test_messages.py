@@ -160,7 +160,7 @@ def test_another_version_is_refused_with_both_named(version: int) -> None:
         decode(strange)
 
 
-@pytest.mark.parametrize("name", ["Resume", "StreamHello", "StateRequest"])
+@pytest.mark.parametrize("name", ["Resume", "StreamHello", "StateRequest", "StatusRequest"])
 def test_every_opening_message_checks_the_version_first(name: str) -> None:
     (kind,) = (kind for kind, cls in MESSAGES.items() if cls.__name__ == name)
 

@@ -42,7 +42,7 @@ def test_a_header_comes_back_as_it_was_sent(sent: SegmentHeader) -> None:
 @given(
     st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES)
     | st.binary(min_size=HEADER_BYTES - 4, max_size=HEADER_BYTES - 4).map(
-        lambda rest: b"rh" + bytes([rest[0] % 4, 0]) + rest
+        lambda rest: b"rh" + bytes([rest[0] % 5, 0]) + rest
     )
 )
 def test_any_bytes_give_a_header_or_a_wire_error(data: bytes) -> None:
@@ -60,7 +60,7 @@ def test_another_number_of_bytes_is_no_header(size: int) -> None:
         unpack_header(bytes(size))
 
 
-@pytest.mark.parametrize(("offset", "value"), [(0, 0), (1, 0), (2, 4), (2, 255), (3, 1)], ids=str)
+@pytest.mark.parametrize(("offset", "value"), [(0, 0), (1, 0), (2, 5), (2, 255), (3, 1)], ids=str)
 def test_a_wrong_magic_kind_or_reserved_byte_is_refused(offset: int, value: int) -> None:
     data = bytearray(header(SegmentKind.ALL_GATHER, 8).pack())
     data[offset] = value

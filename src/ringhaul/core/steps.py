@@ -49,3 +49,7 @@ class Log:
 
     text: str
     important: bool = True
+    #: Also for who has set up no logging: the WARNING level.
+    urgent: bool = False
+    #: What it is about, for structured logs: names and values.
+    facts: tuple[tuple[str, str | int], ...] = ()

@@ -89,6 +89,7 @@ class CallRunner:
                 self._complete(call, effect)
             case steps.Fail():
                 self._release(call)
+                effect.error.wire_bytes = call.sent_bytes + call.received_bytes
                 self._give_back(call)
                 del self._calls[call.id]
                 call.end(error=effect.error, view=effect.view)

@@ -24,6 +24,7 @@ from ringhaul.ids import LinkId
 from ringhaul.io.doorway import Doorway
 from ringhaul.io.journal import Journal
 from ringhaul.io.link import MessageLink
+from ringhaul.io.logs import log_effect
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.records import Address
 from ringhaul.wire.session_messages import Refused
@@ -206,8 +207,8 @@ class _Server:
             case Save() | Forget():
                 if self._journal is not None:
                     self._journal.put_nowait(effect)
-            case Log(text, important):
-                logger.log(logging.INFO if important else logging.DEBUG, "%s", text)
+            case Log():
+                log_effect(logger, effect)
             case _:
                 assert_never(effect)
 

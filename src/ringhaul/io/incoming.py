@@ -102,10 +102,13 @@ class IncomingLink:
             if stream is not first and stream.transfer is transfer and stream.header == header:
                 stream.release(transfer)
 
-    def sweep(self) -> None:
-        """Acknowledge what was received."""
+    def sweep(self, now: float) -> bool:
+        """Acknowledge what was received; tell whether a stream waits for its generation."""
+        is_holding = False
         for stream in list(self.streams):
             stream.acknowledge()
+            is_holding |= stream.maybe_hold(now)
+        return is_holding
 
     def on_stream_ended(self, stream: "IncomingStream", reason: str) -> None:
         """The sender sends again what it carried; without streams the link is broken."""
@@ -155,6 +158,7 @@ class IncomingStream:
         self._header_view = memoryview(self._header_bytes)
         self._header_filled = 0
         self._is_paused = False
+        self._held_at = 0.0
         self._received_count = 0
         self._reported_count = 0
         self._unreported_bytes = 0
@@ -207,6 +211,8 @@ class IncomingStream:
         self.header = header
         if header.generation > self._sink.generation:
             self._is_paused = True
+            self._held_at = 0.0
+            self._sink.on_under_way()
             self._watch()
             return False
         self._place(header)
@@ -268,6 +274,19 @@ class IncomingStream:
         self._unreported_bytes = 0
         header = SegmentHeader(SegmentKind.ACK, 0, 0, 0, 0, 0, self._received_count, 0)
         self.reply(header.pack())
+
+    def maybe_hold(self, now: float) -> bool:
+        """Tell the sender, again and again, that its generation is not open here yet.
+
+        Else it would think that the link has stalled. False if that is not so.
+        """
+        if not self._is_paused or self.header is None or self.sock.is_closed:
+            return False
+        if now - self._held_at >= limits.HOLD_INTERVAL_S:
+            self._held_at = now
+            generation = self.header.generation
+            self.reply(SegmentHeader(SegmentKind.HOLD, generation, 0, 0, 0, 0, 0, 0).pack())
+        return True
 
     def reply(self, data: bytes) -> None:
         """Write against the direction of the ring; what does not go at once waits."""

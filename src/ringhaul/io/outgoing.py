@@ -151,6 +151,9 @@ class OutgoingLink:
 
     def _judge_link(self, now: float) -> None:
         """A link with something under way has to move at a minimum rate."""
+        if any(stream.is_held(now) for stream in self.streams):
+            self._progress = (now, -1)
+            return
         total = sum(stream.acknowledged_bytes() for stream in self.streams)
         since, acknowledged = self._progress
         elapsed_s = now - since
@@ -164,7 +167,7 @@ class OutgoingLink:
     def _judge(self, stream: OutgoingStream, now: float) -> None:
         """Send again what one stream holds back while others deliver."""
         others = [other for other in self.streams if other is not stream]
-        if not stream.unacknowledged or not others:
+        if not stream.unacknowledged or not others or stream.is_held(now):
             return
         patience_s = max(limits.RESEND_AFTER_S, 3 * max(other.delay_s for other in others))
         # a stream with nothing to deliver could have delivered this by now

@@ -4,10 +4,12 @@ Remembers what it carries until that is acknowledged. Decides nothing about whic
 next, nor what happens when it ends: that is its link's.
 """
 
+import math
 import time
 from collections import deque
 from typing import Protocol
 
+from ringhaul import limits
 from ringhaul.errors import WireError
 from ringhaul.io.reactor import READ, WRITE, Reactor
 from ringhaul.io.sockets import DataSocket, StreamEnded
@@ -74,6 +76,8 @@ class OutgoingStream:
         self.delivered_at = 0.0
         #: From taking a segment to its acknowledgement, smoothed.
         self.delay_s = 0.0
+        #: When the receiver last said that it does not read yet.
+        self.held_at = -math.inf
         self._acknowledged_count = 0
         self._written_bytes = 0
         self._parts: list[bytes | memoryview] = []
@@ -177,6 +181,8 @@ class OutgoingStream:
             header = unpack_header(self._reply)
             if header.kind is SegmentKind.GRANT:
                 self.link.on_grant(header)
+            elif header.kind is SegmentKind.HOLD:
+                self.held_at = time.perf_counter()
             elif header.kind is SegmentKind.ACK:
                 self._on_acknowledged(header.segment)
             else:
@@ -198,6 +204,10 @@ class OutgoingStream:
         if self.is_slow and not self.unacknowledged:
             self.is_slow = False
             self.link.pump()
+
+    def is_held(self, now: float) -> bool:
+        """Does the receiver leave its data unread, and say so? Then it is not late."""
+        return now - self.held_at < limits.HOLD_VALID_S
 
     def acknowledged_bytes(self) -> int:
         """Bytes that the other side's kernel has; where the system does not tell, ours."""

@@ -25,6 +25,7 @@ from ringhaul.io.calls import PendingCall
 from ringhaul.io.dial import is_loopback, local_hosts
 from ringhaul.io.link import MessageLink
 from ringhaul.io.listener import Listener, open_listener
+from ringhaul.io.logs import log_effect
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.signals import Signal
 from ringhaul.io.sockets import close_on_fork
@@ -231,8 +232,8 @@ class PeerRuntime:
             case Close(link, reason):
                 if link in self._links:
                     self._links[link].close_nowait(reason)
-            case Log(text, important):
-                logger.log(logging.INFO if important else logging.DEBUG, "%s", text)
+            case Log():
+                log_effect(logger, effect)
             case steps.Dial():
                 self._nursery.start_soon(self._dial_coordinator)
             case steps.MakeLinks(proposal):

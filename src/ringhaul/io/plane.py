@@ -221,10 +221,11 @@ class DataPlane:
         while True:
             await self._sweep_wanted.wait()
             await trio.sleep(limits.SWEEP_INTERVAL_S)
-            if self.neighbours.incoming is not None:
-                self.neighbours.incoming.sweep()
-            outgoing = self.neighbours.outgoing
-            if outgoing is None or not outgoing.sweep(time.perf_counter()):
+            now = time.perf_counter()
+            incoming, outgoing = self.neighbours.incoming, self.neighbours.outgoing
+            is_holding = incoming is not None and incoming.sweep(now)
+            is_under_way = outgoing is not None and outgoing.sweep(now)
+            if not is_holding and not is_under_way:
                 self._is_sweeping = False
                 self._sweep_wanted = trio.Event()
             count += 1

@@ -13,7 +13,7 @@ import zstandard
 from ringhaul import limits
 from ringhaul.errors import WireError
 from ringhaul.io.sockets import DataSocket, StreamEnded
-from ringhaul.quant.compression import FLAG_BYTES, Compressor
+from ringhaul.quant.compression import Compressor
 from ringhaul.state.content import Stage
 from ringhaul.state.plan import FetchPlan
 from ringhaul.wire.state_records import RECORD_BYTES, Kind, Packing, StateRecord
@@ -172,7 +172,7 @@ class Lane:
             raise StreamEnded(f"block {record.index} was not asked for")
         size = self._stage.layout.size(record.index)
         plain = record.packing is Packing.PLAIN
-        if record.count != size if plain else not FLAG_BYTES < record.count < size + FLAG_BYTES:
+        if record.count != size if plain else not 0 < record.count < size:
             raise StreamEnded(f"block {record.index} in {record.count} bytes instead of {size}")
         self._record = record
         self._filled = 0
@@ -187,8 +187,7 @@ class Lane:
         if self._is_direct and not self._stage.is_here(record.index):
             return self._stage.slot(record.index)
         if self._scratch is None:
-            largest = limits.STATE_BLOCK_BYTES + FLAG_BYTES
-            self._scratch = np.empty(largest, np.uint8).data
+            self._scratch = np.empty(limits.STATE_BLOCK_BYTES, np.uint8).data
         return self._scratch
 
     def _on_payload(self, record: StateRecord) -> None:

@@ -16,7 +16,7 @@ import trio
 from ringhaul import limits
 from ringhaul.errors import WireError
 from ringhaul.io.sockets import DataSocket, StreamEnded
-from ringhaul.quant.compression import FLAG_BYTES, Compressor
+from ringhaul.quant.compression import Compressor
 from ringhaul.state.content import Stage
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import SyncPlan
@@ -246,10 +246,9 @@ class _Connection:
             return None
         self._compressor.link_bytes_per_s = rate
         word_bytes = self._stage.layout.word_bytes(index)
-        out = np.empty(len(block) + FLAG_BYTES, np.uint8)
-        out[:-FLAG_BYTES] = np.frombuffer(block, np.uint8)
-        count = await trio.to_thread.run_sync(self._compressor.pack, out, len(block), word_bytes)
-        return out[:count].data if count < len(block) else None
+        plain = np.frombuffer(block, np.uint8)
+        packed = await trio.to_thread.run_sync(self._compressor.shorter, plain, word_bytes)
+        return None if packed is None else memoryview(packed)
 
     async def _send(self, buffers: list[bytes | memoryview]) -> None:
         """Write all of it; a requester that takes nothing for long is left."""

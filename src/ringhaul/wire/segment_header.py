@@ -21,6 +21,7 @@ class SegmentKind(enum.IntEnum):
     ALL_GATHER = 1  # a final result follows
     GRANT = 2  # nothing follows: the receiver has posted the operation
     ACK = 3  # nothing follows: `segment` counts those received whole on this stream, mod 2**32
+    HOLD = 4  # nothing follows: `generation`, which you send, is not open here yet
 
 
 class WireKey:
@@ -75,7 +76,7 @@ def pack_header(
 
 _KINDS = {int(kind): kind for kind in SegmentKind}
 #: Kinds that go against the direction of the ring, and carry nothing.
-REVERSE_KINDS = (SegmentKind.GRANT, SegmentKind.ACK)
+REVERSE_KINDS = (SegmentKind.GRANT, SegmentKind.ACK, SegmentKind.HOLD)
 #: Accumulating float16 in float32 doubles a segment on the wire, no more.
 PAYLOAD_BYTES_MAX = max(2 * SEGMENT_BYTES_MAX, FRAME_BYTES_MAX)
 

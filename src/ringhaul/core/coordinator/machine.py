@@ -185,6 +185,7 @@ class Coordinator:
             if envelope.run_id != run.run_id or not is_ours:
                 raise ProtocolError("its message is of another run or incarnation")
             is_new = peer.session.take(envelope)
+            peer.arrivals.note(run.now - peer.heard_at, run.options.heartbeat_interval_s)
             peer.heard_at = run.now
             if envelope.seq:
                 peer.awaits_reset = False

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from ringhaul import limits
+from ringhaul.core.coordinator.patience import Arrivals
 from ringhaul.core.session import Session
 from ringhaul.core.steps import Close, Log, Send
 from ringhaul.ids import NO_GENERATION, Generation, LinkId, OpKey, PeerId
@@ -69,7 +70,9 @@ class Options:
     """What an operator may set. Seconds."""
 
     heartbeat_interval_s: float = limits.HEARTBEAT_INTERVAL_S
+    #: An awaited peer is lost after this; more, if it was heard irregularly so far, ...
     silence_busy_s: float = limits.SILENCE_BUSY_S
+    #: ... up to this, after which every silent peer is.
     silence_idle_s: float = limits.SILENCE_IDLE_S
     session_grace_s: float = limits.SESSION_GRACE_S
     proposal_s: float = limits.PROPOSAL_S
@@ -92,6 +95,7 @@ class Peer:
     link: LinkId | None
     link_lost_at: float = 0.0
     heard_at: float
+    arrivals: Arrivals = field(default_factory=Arrivals)
     #: Counts while its generation is the open one: whatever was begun before it is known then.
     vote: Vote | None = None
     voted_at: float = 0.0
@@ -241,9 +245,9 @@ class Run:
 
     # -- speaking -----------------------------------------------------------------------------
 
-    def log(self, text: str, *, important: bool = True) -> None:
-        """Tell the operator."""
-        self.effects.append(Log(text, important))
+    def log(self, text: str, *, important: bool = True, **facts: str | int) -> None:
+        """Tell the operator; `facts` are for structured logs."""
+        self.effects.append(Log(text, important, facts=tuple(facts.items())))
         if important:
             self.events.append((self.now, text))
 

@@ -193,7 +193,10 @@ class Peer:
                 membership.on_vote_result(state, result)
             case StillWaiting() as waiting:
                 missing = ", ".join(waiting.missing) or "more peers to come"
-                state.log(f"{waiting.what} waits since {waiting.waited_s:.0f} s for {missing}")
+                state.log(
+                    f"{waiting.what} waits since {waiting.waited_s:.0f} s for {missing}",
+                    urgent=True,
+                )
             case other:
                 raise ProtocolError(f"a coordinator does not send {type(other).__name__}")
 
