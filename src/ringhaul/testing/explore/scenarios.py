@@ -15,6 +15,14 @@ PROGRAMS: dict[str, tuple[tuple[Script, ...], tuple[Script, ...]]] = {
     "admit": ((ADMIT_THEN_BARRIER,) * 2, (BARRIER_ONLY,)),
 }
 
+#: Explored unless something else is asked for: all of it takes some minutes of CPU.
+USUAL = (
+    *(("pair", fault) for fault in (*FAULTS, "none")),
+    *(("reduce", fault) for fault in (*FAULTS[:6], "none")),
+    ("admit", "none"),
+    ("admit", "kill"),
+)
+
 
 def scenario(program: str, faults: tuple[str, ...] = (), *, acks: bool = False) -> Scenario:
     """A program with what may happen to it, once."""
