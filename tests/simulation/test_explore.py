@@ -21,6 +21,7 @@ SMALL = (
     ("pair", "reset"),
     ("reduce", "none"),
     ("admit", "none"),
+    ("votes", "none"),
 )
 
 

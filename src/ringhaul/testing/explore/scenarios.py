@@ -13,6 +13,8 @@ PROGRAMS: dict[str, tuple[tuple[Script, ...], tuple[Script, ...]]] = {
     "reduce": ((REDUCE, REDUCE), (REDUCE,)),
     "pair": ((REDUCE, REDUCE), ()),
     "admit": ((ADMIT_THEN_BARRIER,) * 2, (BARRIER_ONLY,)),
+    # the newcomer's first call is `admit`: it counts, or is skipped
+    "votes": ((((Request(None),), *ADMIT_THEN_BARRIER),) * 2, (ADMIT_THEN_BARRIER,)),
 }
 
 #: Explored unless something else is asked for: all of it takes some minutes of CPU.
@@ -21,6 +23,7 @@ USUAL = (
     *(("reduce", fault) for fault in (*FAULTS[:6], "none")),
     ("admit", "none"),
     ("admit", "kill"),
+    ("votes", "none"),
 )
 
 
