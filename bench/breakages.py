@@ -89,8 +89,8 @@ BREAKAGES = (
     Breakage(
         "is never out of patience with a silent member that is awaited",
         _MEMBERS,
-        "options.silence_busy_s if awaited else options.silence_idle_s",
-        "options.silence_idle_s if awaited else options.silence_idle_s",
+        "        if is_awaited(run, peer):\n            patience_s = peer.arrivals",
+        "        if False:\n            patience_s = peer.arrivals",
     ),
     Breakage(
         "has no patience when all fall silent together",
@@ -149,8 +149,8 @@ BREAKAGES = (
     Breakage(
         "lets a newcomer wait in admit while the members do something else",
         _ADMISSION,
-        "    if message.fresh and group.is_begun:\n        _skip(run, peer)\n        return\n",
-        "",
+        "    if message.fresh and group.is_begun:\n",
+        "    if False:\n",
     ),
     Breakage(
         "elects a state that does not follow on the last one",
