@@ -1,3 +1,4 @@
+import random
 from itertools import combinations, pairwise, permutations
 
 import pytest
@@ -174,3 +175,15 @@ def test_many_bad_peers_among_many_are_dropped_in_the_end() -> None:
     assert is_good(ring, unusable)
     assert len(ring) == 41
     assert set(dropped) < set(bad)
+
+
+def test_two_hundred_peers_keep_all_though_most_pairs_are_unusable() -> None:
+    dice = random.Random(0)
+    peers = [PeerId(f"p{number}") for number in range(200)]
+    pairs = [(a, b) for a in peers for b in peers if a != b]
+    unusable = {pair for pair in pairs if dice.random() < 0.9}
+
+    ring, dropped = largest_ring(peers, unusable, peers)
+
+    assert dropped == ()
+    assert not any(pair in unusable for pair in pairwise((*ring, ring[0])))

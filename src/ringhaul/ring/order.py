@@ -12,6 +12,8 @@ from itertools import combinations, pairwise
 from ringhaul import limits
 from ringhaul.ids import PeerId
 
+#: Peers looked at for the price of one step more.
+_LOOKS_PER_STEP = 16
 #: (sender, receiver): a directed pair; the first cannot send to the second.
 Pair = tuple[PeerId, PeerId]
 
@@ -149,7 +151,7 @@ def _try_all_choices(graph: _Graph, evict_first: Sequence[int]) -> list[int] | N
 def _drop_the_worst(graph: _Graph, evict_first: Sequence[int]) -> list[int] | None:
     """A ring of two or more among those that are left when the worst connected have gone.
 
-    How many have to go is found by halving, so that only few searches are in vain.
+    How many have to go is found by doubling and halving, so that few searches are in vain.
     """
     shrinking = []
     chosen = graph.without_isolated(graph.everyone)
@@ -159,14 +161,21 @@ def _drop_the_worst(graph: _Graph, evict_first: Sequence[int]) -> list[int] | No
         worst = min((i for i in evict_first if i in good_counts), key=good_counts.__getitem__)
         chosen = graph.without_isolated(chosen & ~(1 << worst))
     best = None
+    steps = _Steps(limits.RING_SEARCH_STEPS_MAX)
     too_many, few_enough = -1, len(shrinking)
+    reach = 1  # doubled while nothing is found: rather few are dropped than many
     while few_enough - too_many > 1:
-        middle = (too_many + few_enough) // 2
+        middle = min(too_many + reach, (too_many + few_enough) // 2)
         chosen = shrinking[middle]
-        limit = max(4 * chosen.bit_count(), limits.RING_SEARCH_STEPS_MAX // 8)
-        path = _find_path(graph, chosen, _Steps(limit))
+        count = chosen.bit_count()
+        a_path = count * (1 + count // _LOOKS_PER_STEP)
+        limit = min(max(2 * a_path, limits.RING_SEARCH_STEPS_MAX // 8), max(steps.left, a_path))
+        search = _Steps(limit)
+        path = _find_path(graph, chosen, search)
+        steps.take(limit - max(search.left, 0))
         if path is None:
             too_many = middle
+            reach *= 2
         else:
             best, few_enough = path, middle
     return best
@@ -178,11 +187,11 @@ def _find_path(graph: _Graph, chosen: int, steps: _Steps) -> list[int] | None:
         return None
     search = _Search(graph, chosen)
     half = _Steps(steps.left // 2)
-    path = search.run(search.members, half)
+    path = search.run(half, difficult_first=False)
     steps.left -= steps.left // 2 - max(half.left, 0)
     if path is None and half.left < 0:
         # The preferred order led astray: try again with the difficult peers first.
-        path = search.run(search.by_difficulty, steps)
+        path = search.run(steps, difficult_first=True)
     return path
 
 
@@ -204,31 +213,37 @@ class _Search:
             index: len(self.members) - 1 - min(counts) for index, counts in good_counts.items()
         }
         self._by_missing = sorted(self.members, key=lambda index: -self._missing[index])
-        #: The fewest good pairs first.
-        self.by_difficulty = sorted(self.members, key=lambda index: sum(good_counts[index]))
         #: (last peer, peers not yet on the path) from which no path leads home.
         self._dead: set[tuple[int, int]] = set()
+        #: Peers looked at since the last step: with many peers and few good pairs a step is long.
+        self._looked = 0
 
-    def run(self, order: Sequence[int], steps: _Steps) -> list[int] | None:
-        """The first path when candidates are tried in `order`; one step per candidate.
+    def run(self, steps: _Steps, *, difficult_first: bool) -> list[int] | None:
+        """The first path when candidates are tried in their order, or the difficult ones first.
+
+        A candidate costs one step, and more if many peers had to be looked at.
 
         None if there is no path, or `steps` ran out: then `steps.left` is negative.
         """
         path = [self.members[0]]
         rest = self._rest
-        untried = [self._candidates(order, path[0], rest)]
+        untried = [self._candidates(difficult_first, path[0], rest)]
         while path:
             if not rest:
                 assert self._graph.receivers[path[-1]] & self._home
                 return path
             for index in untried[-1]:
-                if not steps.take():
-                    return None
                 after = rest ^ (1 << index)
-                if (index, after) not in self._dead and not self._strands(path[-1], index, after):
+                is_dead = (index, after) in self._dead
+                if not is_dead:
+                    is_dead = self._strands(path[-1], index, after)
+                if not steps.take(1 + self._looked // _LOOKS_PER_STEP):
+                    return None
+                self._looked = 0
+                if not is_dead:
                     path.append(index)
                     rest = after
-                    untried.append(self._candidates(order, index, rest))
+                    untried.append(self._candidates(difficult_first, index, rest))
                     break
             else:
                 untried.pop()
@@ -237,9 +252,19 @@ class _Search:
                 rest |= 1 << last
         return None
 
-    def _candidates(self, order: Sequence[int], last: int, rest: int) -> Iterator[int]:
+    def _candidates(self, difficult_first: bool, last: int, rest: int) -> Iterator[int]:
         reachable = self._graph.receivers[last] & rest
-        return (index for index in order if reachable >> index & 1)
+        if not difficult_first:
+            while reachable:
+                first = reachable & -reachable
+                reachable ^= first
+                yield first.bit_length() - 1
+            return
+        # whoever can go on to, or be reached from, the fewest of the rest
+        candidates = self._graph.members(reachable)
+        self._looked += len(candidates)
+        good_counts = self._graph.good_counts
+        yield from sorted(candidates, key=lambda index: sum(good_counts(index, rest)))
 
     def _strands(self, before: int, last: int, rest: int) -> bool:
         """Whether going from `before` to `last` leaves one of `rest` without sender or receiver.
@@ -254,6 +279,7 @@ class _Search:
         for index in self._by_missing:
             if self._missing[index] < rest_count:
                 return False
+            self._looked += 1
             if affected >> index & 1 and not (
                 graph.senders[index] & possible_senders
                 and graph.receivers[index] & possible_receivers

@@ -1,5 +1,7 @@
 """Simulate many runs: `python -m ringhaul.testing --runs 1000 --seed 0 [--jobs 2] [--trace]`.
 
+`python -m ringhaul.testing explore` visits every state of small worlds instead.
+
 `python -m ringhaul.testing fuzz --inputs 1000000` feeds hostile bytes to every parser instead.
 """
 
@@ -11,9 +13,13 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from ringhaul.testing.explore import command as explore_command
 from ringhaul.testing.fuzz import campaign as fuzz
 from ringhaul.testing.ledger import RARE_PATHS
 from ringhaul.testing.simulator import Report, run_seed
+
+#: Between two words about how far a campaign is.
+PROGRESS_S = 15.0
 
 
 def _run_quietly(seed: int) -> Report | tuple[int, str]:
@@ -37,12 +43,15 @@ def _run_all(seeds: Iterable[int], jobs: int) -> Iterator[Report | tuple[int, st
 
 def main() -> int:
     """Run the campaign; the exit code is 0 only if every seed was good."""
+    if sys.argv[1:2] == ["explore"]:
+        return explore_command.main(sys.argv[2:], tell=lambda text: print(text, flush=True))
     if sys.argv[1:2] == ["fuzz"]:
         return fuzz.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m ringhaul.testing", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--stop-at", type=int, default=20, help="so many failed seeds")
     parser.add_argument("--trace", action="store_true", help="tell all that happens")
     options = parser.parse_args()
     seeds = range(options.seed, options.seed + options.runs)
@@ -53,7 +62,9 @@ def main() -> int:
     started_at = time.monotonic()
     seen: Counter[str] = Counter()
     acts, simulated_s, failed = 0, 0.0, []
-    for result in _run_all(seeds, options.jobs):
+    told_at = started_at
+    done = 0
+    for done, result in enumerate(_run_all(seeds, options.jobs), 1):
         if isinstance(result, Report):
             seen.update(result.seen)
             acts += result.acts
@@ -61,12 +72,20 @@ def main() -> int:
         else:
             failed.append(result[0])
             print(f"seed {result[0]}: {result[1]}", flush=True)
+            if len(failed) >= options.stop_at:
+                break
+        took_s = time.monotonic() - started_at
+        if time.monotonic() - told_at > PROGRESS_S:
+            told_at = time.monotonic()
+            rate = f"{done / took_s:.1f} runs/s"
+            text = f"{done} of {options.runs} runs, {rate}, {len(failed)} failed"
+            print(text, file=sys.stderr, flush=True)
     took_s = time.monotonic() - started_at
     for path in sorted({*seen, *RARE_PATHS}):
         print(f"{seen[path]:10} {path}{'' if seen[path] else '   NEVER SEEN'}")
     print(
-        f"{options.runs} runs, {acts} acts, {simulated_s:.0f} simulated s in {took_s:.1f} s: "
-        f"{options.runs / took_s:.1f} runs/s; {len(failed)} failed"
+        f"{done} runs, {acts} acts, {simulated_s:.0f} simulated s in {took_s:.1f} s: "
+        f"{done / took_s:.1f} runs/s; {len(failed)} failed"
     )
     if failed:
         print(f"failed seeds: {sorted(failed)}")

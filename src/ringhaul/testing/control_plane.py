@@ -31,6 +31,9 @@ class Connection:
     peer_open: bool = True
     #: Nothing that is under way, or sent from now on, arrives.
     is_cut: bool = False
+    #: The same, one way only.
+    up_cut: bool = False
+    down_cut: bool = False
     #: When the last message each way arrives: none overtakes another.
     up_at: float = 0.0
     down_at: float = 0.0
@@ -69,10 +72,12 @@ class ControlPlane:
         """Peer -> coordinator."""
         connection = self.connections[link]
         data = encode(envelope)
-        connection.up_at = max(connection.up_at, self._world.agenda.now + self._latency_s())
+        delay_s = self._latency_s()
+        delay_s += self._world.weather.control_delay_s(connection.process, is_up=True)
+        connection.up_at = max(connection.up_at, self._world.agenda.now + delay_s)
 
         def arrive() -> None:
-            if connection.coordinator_open and not connection.is_cut:
+            if connection.coordinator_open and not (connection.is_cut or connection.up_cut):
                 self._world.step_coordinator(Received(link, decode(data)))
 
         if connection.peer_open and not connection.is_cut:
@@ -82,10 +87,12 @@ class ControlPlane:
         """Coordinator -> peer."""
         connection = self.connections[link]
         data = encode(envelope)
-        connection.down_at = max(connection.down_at, self._world.agenda.now + self._latency_s())
+        delay_s = self._latency_s()
+        delay_s += self._world.weather.control_delay_s(connection.process, is_up=False)
+        connection.down_at = max(connection.down_at, self._world.agenda.now + delay_s)
 
         def arrive() -> None:
-            if connection.peer_open and not connection.is_cut:
+            if connection.peer_open and not (connection.is_cut or connection.down_cut):
                 connection.process.deliver(Received(link, decode(data)))
 
         if connection.coordinator_open and not connection.is_cut:
@@ -95,7 +102,7 @@ class ControlPlane:
         """The peer closes, or its kernel does; what it sent before still arrives."""
         if connection.peer_open:
             connection.peer_open = False
-            if not connection.is_cut:
+            if not (connection.is_cut or connection.up_cut):
                 at = max(connection.up_at, self._world.agenda.now + self._latency_s())
                 self._world.agenda.at(at, lambda: self._tell_coordinator(connection, reason))
 
@@ -103,7 +110,7 @@ class ControlPlane:
         """The coordinator closes; what it sent before still arrives."""
         connection = self.connections[link]
         connection.coordinator_open = False
-        if not connection.is_cut:
+        if not (connection.is_cut or connection.down_cut):
             at = max(connection.down_at, self._world.agenda.now + self._latency_s())
             self._world.agenda.at(at, lambda: self._tell_peer(connection, reason))
 
@@ -122,6 +129,19 @@ class ControlPlane:
     def swallow(self, connection: Connection) -> None:
         """A pulled cable: nothing arrives any more, and nobody is told."""
         connection.is_cut = True
+
+    def cut_one_way(self, connection: Connection, *, is_up: bool) -> None:
+        """Nothing arrives any more in one direction, and nobody is told."""
+        if is_up:
+            connection.up_cut = True
+        else:
+            connection.down_cut = True
+
+    def half_open(self, connection: Connection, *, tells_peer: bool) -> None:
+        """One end finds the connection broken, the other is never told."""
+        connection.is_cut = True
+        tell = self._tell_peer if tells_peer else self._tell_coordinator
+        self._world.agenda.after(self._latency_s(), lambda: tell(connection, "half-open"))
 
     def on_coordinator_death(self) -> None:
         """All connections end; what was under way may arrive or not."""

@@ -115,11 +115,12 @@ class CoordinatorProcess:
 
     # -- faults -------------------------------------------------------------------------------
 
-    def pause(self) -> None:
+    def pause(self, duration_s: float | None = None) -> None:
         """SIGSTOP; it wakes after a while, also after a long one."""
         if self._waiting is not None or not self.is_up:
             return
-        duration_s = self._world.agenda.dice.choice((2.5, 4.0, 8.0, 12.0, 60.0))
+        if duration_s is None:
+            duration_s = self._world.agenda.dice.choice((2.5, 4.0, 8.0, 12.0, 60.0))
         self._world.trace("fault", f"the coordinator is stopped for {duration_s} s")
         self._waiting = []
         self._world.agenda.after(duration_s, self._wake)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 from typing import TYPE_CHECKING
 
 from ringhaul.core.peer.steps import (
@@ -18,7 +19,7 @@ from ringhaul.core.peer.steps import (
     TransferDone,
 )
 from ringhaul.ids import CallId, Generation, OpKey, PeerId
-from ringhaul.limits import LINK_DIAL_S
+from ringhaul.limits import LINK_DIAL_S, LINK_STALLED_S
 from ringhaul.wire.coordinator_messages import Proposal
 from ringhaul.wire.records import Ticket
 
@@ -50,6 +51,8 @@ class DataPlane:
         self.up: set[tuple[Process, Process]] = set()
         #: Directed pairs that cannot connect.
         self.cut: set[tuple[Process, Process]] = set()
+        #: Links that swallow all data for now; both ends live, and do not know yet.
+        self.stalled: set[tuple[Process, Process]] = set()
         self._rings: dict[tuple[int, Generation], tuple[PeerId, ...]] = {}
         self._posted: dict[_Attempt, dict[PeerId, _Posted]] = {}
 
@@ -120,10 +123,20 @@ class DataPlane:
     def _sorted_links(self) -> list[tuple[Process, Process]]:
         return sorted(self.up, key=lambda pair: (pair[0].index, pair[1].index))
 
-    def pick_link(self) -> tuple[Process, Process] | None:
+    def pick_link(self, dice: random.Random | None = None) -> tuple[Process, Process] | None:
         """Any link that is up."""
         links = self._sorted_links()
-        return self._world.agenda.dice.choice(links) if links else None
+        return (dice or self._world.agenda.dice).choice(links) if links else None
+
+    def black_hole(self, pair: tuple[Process, Process]) -> None:
+        """A link swallows all; its ends find out when it has moved nothing for too long."""
+        self.stalled.add(pair)
+        self._world.agenda.after(LINK_STALLED_S, lambda: self._find_stalled(pair))
+
+    def _find_stalled(self, pair: tuple[Process, Process]) -> None:
+        if pair in self.stalled and pair in self.up:
+            self._world.ledger.seen["a link swallowed all data"] += 1
+            self._drop_link(pair, told=list(pair), refused=False)
 
     def break_link(self, pair: tuple[Process, Process]) -> None:
         """A link is reset; one end or both notice."""
@@ -139,6 +152,7 @@ class DataPlane:
         self, pair: tuple[Process, Process], *, told: list[Process], refused: bool
     ) -> None:
         self.up.discard(pair)
+        self.stalled.discard(pair)
 
         def tell(process: Process, other: Process) -> None:
             # by then the ring may be another, or the link new
@@ -180,8 +194,10 @@ class DataPlane:
             if process.peer_id in each.path and all(p in posted for p in each.path):
                 sources = each.path[:1] if is_cast else each.path
                 result = tuple((peer_id, posted[peer_id].value) for peer_id in sources)
+                processes = [self._world.by_id[p] for p in each.path]
+                more_s = self._world.weather.transfer_delay_s(processes)
                 self._world.agenda.after(
-                    self._transfer_s(),
+                    self._transfer_s() + more_s,
                     lambda each=each, result=result: self._complete(  # type: ignore[misc]
                         attempt, each, result
                     ),
@@ -194,7 +210,7 @@ class DataPlane:
         if not self._is_intact(attempt, posted):
             if self._world.agenda.chance(0.5):
                 return  # what it needs got lost
-        elif any(self._world.by_id[p].is_paused for p in posted.path):
+        elif self._is_stalled(posted):
             self._world.agenda.after(0.3, lambda: self._complete(attempt, posted, result))
             return
         process.results[posted.call] = result
@@ -202,6 +218,11 @@ class DataPlane:
         if self._world.spoils_results and self._world.agenda.chance(0.05):
             digest = bytes(16)
         process.deliver(TransferDone(posted.call, attempt[1], digest))
+
+    def _is_stalled(self, posted: _Posted) -> bool:
+        path = [self._world.by_id[p] for p in posted.path]
+        ring = zip(path, path[1:] + path[:1], strict=True)
+        return any(p.is_paused for p in path) or any(pair in self.stalled for pair in ring)
 
     def _is_intact(self, attempt: _Attempt, posted: _Posted) -> bool:
         path = [self._world.by_id[p] for p in posted.path]

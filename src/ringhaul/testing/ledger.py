@@ -50,6 +50,15 @@ RARE_PATHS = (
     "block given by a fellow",
     "killed between two effects",
     "admitted by a proposal after a failed one",
+    "held back by a clogged connection",
+    "swizzled",
+    "control connection cut one way, up",
+    "control connection cut one way, down",
+    "half-open, only the peer knows",
+    "half-open, only the coordinator knows",
+    "a link swallowed all data",
+    "a slow link",
+    "interpreter held",
     "coordinator killed between two effects",
     "coordinator started again with its journal",
     "coordinator started again without a journal",
@@ -91,6 +100,9 @@ class Ledger:
         self._views: dict[tuple[int, int], tuple[str, View]] = {}
         #: Who got each of them.
         self._witnesses: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
+        #: Members whom a coordinator that was started again went on without: they may still hear
+        #: what was under way to them, before they are told that they are out.
+        self._left_out: set[str] = set()
         self._proposed: dict[tuple[int, int], tuple[PeerId, ...]] = {}
         self._proposed_in: dict[PeerId, int] = {}
 
@@ -98,6 +110,8 @@ class Ledger:
         self, who: str, group: int, era: int, key: OpKey, outcome: tuple[object, ...]
     ) -> None:
         """One member's caller got this; all others have to get the same."""
+        if who in self._left_out:
+            return
         self._witnesses[group, era, key].add(who)
         first, theirs = self._outcomes.setdefault((group, era, key), (who, outcome))
         if theirs != outcome:
@@ -107,6 +121,8 @@ class Ledger:
 
     def record_opening(self, who: str, group: int, view: View) -> None:
         """One member's caller sees this generation; it looks the same to all."""
+        if who in self._left_out:
+            return
         self._witnesses[group, view.generation].add(who)
         first, theirs = self._views.setdefault((group, view.generation), (who, view))
         if theirs != view:
@@ -117,6 +133,8 @@ class Ledger:
 
         A promise is about members. Proposals that nobody has heard may be numbered anew.
         """
+        witnesses = {name for heard in self._witnesses.values() for name in heard}
+        self._left_out |= witnesses - names
         for key in [key for key in self._outcomes if not self._witnesses[key] & names]:
             del self._outcomes[key]
         for place in [place for place in self._views if not self._witnesses[place] & names]:

@@ -257,7 +257,9 @@ class Process:
 
         agenda = self._world.agenda
         slow = agenda.chance(0.05 if self._world.is_faulty else 0.0)
-        agenda.after(agenda.between(0.3, 2.5) if slow else agenda.between(0.0, 0.05), act)
+        agenda.after(
+            agenda.between(0.3, 2.5) if slow else agenda.between(*self._world.think_s), act
+        )
 
     def _call_all(self, batch: list[Request]) -> None:
         self._results = [None] * len(batch)

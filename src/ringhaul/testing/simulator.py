@@ -18,6 +18,7 @@ from ringhaul.testing.data_plane import DataPlane
 from ringhaul.testing.ledger import Ledger, OracleError
 from ringhaul.testing.process import Process
 from ringhaul.testing.state_plane import StatePlane
+from ringhaul.testing.weather import Weather
 
 ACTS_MAX = 20_000
 FAULTY_S_MAX = 25.0
@@ -60,6 +61,9 @@ class World:
         self._min_world_size = 2 if dice.random() < 0.15 else 1
         self._faulty_acts = dice.randrange(80, 320)
         self._calm_since = 0.0
+        self.weather = Weather(self)
+        #: How long programs think between two calls, without faults.
+        self.think_s = (0.0, 0.05)
         self.coordinator = CoordinatorProcess(self)
         self._faults = self._pick_faults()
 
@@ -109,6 +113,7 @@ class World:
             fault = self._faults.pop(self.acts, None)
             if fault is not None:
                 fault()
+            self.weather.blow(self.acts)
             if self.acts >= self._faulty_acts or self.agenda.now > FAULTY_S_MAX:
                 self._calm_down()
         if not self.agenda.go_on():
@@ -117,6 +122,7 @@ class World:
     def _calm_down(self) -> None:
         self.trace("faults", "stop")
         self.is_faulty = False
+        self.weather.calm_down()
         if self.agenda.chance(0.6):
             self.data.cut.clear()
         for process in self.processes:

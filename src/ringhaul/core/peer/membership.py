@@ -21,6 +21,7 @@ from ringhaul.core.peer.steps import (
     View,
 )
 from ringhaul.errors import CallTimeout, CollectiveAborted, MismatchError, RinghaulError
+from ringhaul.limits import VOTE_RESULTS_KEPT_MAX
 from ringhaul.ring.order import neighbours_of
 from ringhaul.wire.coordinator_messages import (
     GiveUpVote,
@@ -115,7 +116,9 @@ def on_admit_called(state: State, event: AdmitCalled) -> None:
     deadline_at = float("inf") if event.timeout_s is None else state.now + event.timeout_s
     assert state.admit is None, "two admits at once"
     state.admit = Admit(id=event.call, called_at=state.now, deadline_at=deadline_at)
-    heard = state.vote_results.get(state.admit_index)
+    # results come in order: the first one kept is that of this `admit`, or, if its own has been
+    # forgotten, of one soon after it
+    heard = next(iter(state.vote_results.values()), None)
     if heard is not None:
         _finish(state, *heard)
         return
@@ -148,6 +151,8 @@ def on_vote_result(state: State, message: VoteResult) -> None:
     if message.index > state.admit_index or state.admit is None:
         if message.outcome is not VoteOutcome.SKIPPED:
             state.vote_results[message.index] = message, view
+            while len(state.vote_results) > VOTE_RESULTS_KEPT_MAX:
+                del state.vote_results[next(iter(state.vote_results))]
         return
     _finish(state, message, view)
 
