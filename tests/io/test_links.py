@@ -386,7 +386,6 @@ async def test_early_data_that_no_codec_wrote_break_the_link_and_nothing_else() 
 async def test_data_of_a_generation_that_opens_late_do_not_make_a_link_stalled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
     monkeypatch.setattr(limits, "HOLD_INTERVAL_S", 0.0)
     monkeypatch.setattr(limits, "HOLD_VALID_S", FAIL_AFTER_S)
     async with two_sides(streams=2) as sides:
@@ -394,6 +393,7 @@ async def test_data_of_a_generation_that_opens_late_do_not_make_a_link_stalled(
         (first,) = begin(sides[:1], ELEMENTS)  # type: ignore[arg-type]
         while not any(s.is_held(time.perf_counter()) for s in sides[0].outgoing.streams):
             await trio.lowlevel.checkpoint()
+        monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
         await trio.sleep(3 * limits.LINK_STALLED_S)  # which would be far too long
         sides[1].plane.use_ring(GENERATION)
         list(begin(sides[1:], ELEMENTS))  # type: ignore[arg-type]
