@@ -395,6 +395,7 @@ async def test_data_of_a_generation_that_opens_late_do_not_make_a_link_stalled(
             await trio.lowlevel.checkpoint()
         monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
         await trio.sleep(3 * limits.LINK_STALLED_S)  # which would be far too long
+        monkeypatch.setattr(limits, "LINK_STALLED_S", FAIL_AFTER_S)
         sides[1].plane.use_ring(GENERATION)
         list(begin(sides[1:], ELEMENTS))  # type: ignore[arg-type]
         for side in sides:
