@@ -231,7 +231,8 @@ async def test_a_link_on_which_nothing_moves_is_broken(monkeypatch: pytest.Monke
     monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
     async with two_sides(streams=2, unread=2) as sides:
         list(begin(sides, ELEMENTS))
-        await sides[0].is_troubled.wait()
+        while not sides[0].broken:  # on a busy machine one stream may be given up first
+            await trio.lowlevel.checkpoint()
 
         assert "stalled" in sides[0].broken[0]
 
