@@ -229,10 +229,10 @@ async def test_a_stream_that_delivers_nothing_for_long_is_replaced(
 
 async def test_a_link_on_which_nothing_moves_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
+    monkeypatch.setattr(limits, "RESEND_AFTER_S", FAIL_AFTER_S)  # no stream is judged alone
     async with two_sides(streams=2, unread=2) as sides:
         list(begin(sides, ELEMENTS))
-        while not sides[0].broken:  # on a busy machine one stream may be given up first
-            await trio.lowlevel.checkpoint()
+        await sides[0].is_troubled.wait()
 
         assert "stalled" in sides[0].broken[0]
 
