@@ -16,10 +16,10 @@ SOURCE = ROOT / "src" / "ringhaul"
 
 LAYERS = {
     "errors": 0, "ids": 0, "limits": 0,
-    "wire": 1, "ring": 1, "quant": 1, "state": 1,
+    "wire": 1, "ring": 1, "quant": 1, "state": 1, "arrays": 1,
     "core": 2,
     "compiled": 3, "io": 3,
-    "arguments": 4, "arrays": 4, "results": 4, "reduction": 4, "collectives": 4, "memory": 4,
+    "arguments": 4, "results": 4, "reduction": 4, "collectives": 4, "memory": 4, "progress": 4,
     "many": 4, "work": 4, "joining": 4, "member": 4, "blocking": 4, "communicator": 4, "aio": 4,
     "diloco": 5, "torch": 5,
     "cli": 6, "__main__": 6,

@@ -12,8 +12,9 @@ that the memory is the caller's again. If the call was committed all the same, i
 normally.
 """
 
+import functools
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
 
@@ -32,6 +33,7 @@ from ringhaul.many import Batch
 from ringhaul.member import Member
 from ringhaul.quant import Codec
 from ringhaul.reduction import (
+    check_sync_state,
     prepare_all_reduce,
     prepare_barrier,
     prepare_sync_state,
@@ -237,17 +239,25 @@ class Communicator(Member):
         await self._run(prepare_barrier(timeout_s))
 
     async def sync_state(
-        self, state: SharedState, strategy: str = "popular", timeout_s: float | None = None
+        self,
+        state: SharedState,
+        strategy: str = "popular",
+        timeout_s: float | None = None,
+        *,
+        allow_differences: Collection[str] = (),
+        upload_bytes_per_s: float | None = None,
     ) -> SyncInfo:
         """Make a shared state equal on all members: as `ringhaul.Communicator.sync_state`.
 
-        Hashes the state in the calling task: some 6 GB/s.
+        It is hashed in a thread, so that the event loop goes on.
         """
-        call = prepare_sync_state(state, strategy, timeout_s)
+        chosen = check_sync_state(state, strategy, timeout_s, allow_differences, upload_bytes_per_s)
+        prepare = functools.partial(
+            prepare_sync_state, state, chosen, timeout_s, allow_differences, upload_bytes_per_s
+        )
+        call = await trio.to_thread.run_sync(prepare)
         await self._run(call)
         return sync_info(call)
-
-    # -- the end ------------------------------------------------------------------------------
 
     async def close(self) -> None:
         """Leave the run in an orderly way, also if cancelled: the goodbye is short."""

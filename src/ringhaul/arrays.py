@@ -32,7 +32,7 @@ def array_view(array: object, what: str, *, writable: bool) -> NDArray[Any]:
             says what to pass instead.
     """
     if not isinstance(array, np.ndarray):
-        view = _foreign_view(array, what)
+        view = foreign_view(array, what)
     elif isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a NumPy MaskedArray: pass its .data, the mask is not reduced")
     else:
@@ -110,8 +110,12 @@ def span_of(view: NDArray[Any]) -> tuple[int, int]:
     return start, start + view.nbytes
 
 
-def _foreign_view(array: object, what: str) -> NDArray[Any]:
-    """What is no NumPy array: each kind gives a view in its own way."""
+def foreign_view(array: object, what: str) -> NDArray[Any]:
+    """The memory of what is no NumPy array, of any dtype; each kind gives it in its own way.
+
+    Raises:
+        TypeError, ValueError: as `array_view` does, but for dtypes and contiguity.
+    """
     if _torch_of(array) is not None:
         return _tensor_view(array, what)
     try:

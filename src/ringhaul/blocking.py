@@ -6,10 +6,11 @@ caller's only once the verdict is here.
 
 from collections.abc import Iterator
 
-from ringhaul.io.calls import PendingCall
+from ringhaul.io.calls import PendingCall, SyncCall
 from ringhaul.io.signals import Signal
 from ringhaul.many import Batch
 from ringhaul.member import Member
+from ringhaul.progress import wait_showing
 from ringhaul.results import ReduceInfo
 
 
@@ -23,7 +24,10 @@ class BlockingMember(Member):
             self._memory.refuse_overlap(call)
             try:
                 self._runtime.submit(call)
-                call.ended.wait()
+                if isinstance(call, SyncCall):
+                    wait_showing(call.ended, call.progress)
+                else:
+                    call.ended.wait()
             except BaseException as error:
                 self._interrupt(call, f"{type(error).__name__} in the caller")
                 raise

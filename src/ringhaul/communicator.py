@@ -4,7 +4,7 @@ Arguments are checked before any byte is sent; then calls are handed to the I/O 
 waited for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +15,7 @@ from ringhaul.io.calls import AdmitCall
 from ringhaul.many import Batch
 from ringhaul.quant import Codec
 from ringhaul.reduction import (
+    check_sync_state,
     prepare_all_reduce,
     prepare_barrier,
     prepare_sync_state,
@@ -199,27 +200,41 @@ class Communicator(RingCollectives):
         self._run(prepare_barrier(timeout_s))
 
     def sync_state(
-        self, state: SharedState, strategy: str = "popular", timeout_s: float | None = None
+        self,
+        state: SharedState,
+        strategy: str = "popular",
+        timeout_s: float | None = None,
+        *,
+        allow_differences: Collection[str] = (),
+        upload_bytes_per_s: float | None = None,
     ) -> SyncInfo:
         """Make a shared state equal, bit by bit, on all members of the group.
 
         The content that most members hold wins, among those that took part in the last sync
-        of this run and are at its revision or one more; peers that differ fetch it. In a new
-        run the highest revision wins. Set `state.revision` one higher before you sync a
-        content that has changed; a receiver's is set for it.
+        of this run and are at its revision or one more; peers that differ fetch the blocks
+        that differ, from all who have them. In a new run the highest revision wins. Set
+        `state.revision` one higher before you sync a content that has changed; a receiver's
+        is set for it.
 
         Args:
             state: the same names, dtypes and shapes on all members. Written only when the
-                whole elected content is here and verified.
+                whole elected content is here and verified; the call owns it until it returns.
             strategy: "popular"; "send_only" (never written: an error if another content is
                 elected); "receive_only" (this content is not a candidate).
             timeout_s: for the whole operation, counted on this peer; fails it for all.
+            allow_differences: names of arrays that are each peer's own: not compared, never
+                sent nor written. The same names on all members.
+            upload_bytes_per_s: a bound on what this peer gives to others during the call,
+                64 KiB/s or more; None: as fast as it goes.
 
         Raises:
-            StateError: no content can be elected, or no holder could give it; says why.
-            CallTimeout, MismatchError, EvictedError, CoordinatorLost: as in `all_reduce`.
+            StateError: no content can be elected, or no holder could give it; says why. The
+                arrays are as before.
+            MismatchError: names, dtypes or shapes differ; says which entry, on whom.
+            CallTimeout, EvictedError, CoordinatorLost: as in `all_reduce`.
         """
-        call = prepare_sync_state(state, strategy, timeout_s)
+        chosen = check_sync_state(state, strategy, timeout_s, allow_differences, upload_bytes_per_s)
+        call = prepare_sync_state(state, chosen, timeout_s, allow_differences, upload_bytes_per_s)
         self._run(call)
         return sync_info(call)
 

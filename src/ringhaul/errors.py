@@ -9,7 +9,17 @@ from typing import Any
 
 
 class RinghaulError(Exception):
-    """Base of all errors of this library. Facts are attributes, None where they do not apply."""
+    """Base of all errors of this library. Facts are attributes, None where they do not apply.
+
+    Attributes:
+        generation: number of the membership that it is about.
+        tag: of the operation.
+        peers: who is at fault, or was missing, by peer id; empty if nobody is.
+        phase: how far the operation was on this peer: "moving data", "waiting for the others
+            to finish", "waiting for a new ring", "waiting for the election", "admit".
+        seconds: from the call to the error, or what was waited for.
+        wire_bytes: tensor bytes that this peer sent and received for it, over all attempts.
+    """
 
     def __init__(
         self,
@@ -18,6 +28,7 @@ class RinghaulError(Exception):
         generation: int | None = None,
         tag: str | None = None,
         peers: Sequence[str] = (),
+        phase: str | None = None,
         seconds: float | None = None,
         wire_bytes: int | None = None,
     ) -> None:
@@ -25,6 +36,7 @@ class RinghaulError(Exception):
         self.generation = generation
         self.tag = tag
         self.peers = tuple(peers)
+        self.phase = phase
         self.seconds = seconds
         self.wire_bytes = wire_bytes
         #: Of `all_reduce_many`: for each array its `ReduceInfo`, None if it is not reduced.

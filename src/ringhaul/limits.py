@@ -91,6 +91,9 @@ SEGMENTS_PER_CHUNK_MIN = 4
 RECEIVE_LOW_WATER_BYTES = 256 * 1024
 #: Bytes a sender may have under way, per link, for operations the receiver has not posted.
 EAGER_BYTES_MAX = 4 << 20
+#: Arrays up to this are sent unasked in a whole, as a rule: their grants may wait for a moment
+#: (64 KiB, 2 peers, loopback: a seventh of the CPU of a call).
+SMALL_ARRAY_BYTES = 256 * 1024
 #: A segment counts as so many at least: one of a byte needs as much beside its payload.
 EAGER_SEGMENT_BYTES = 512
 #: TCP streams per link unless `streams=` says otherwise: on short paths (measured on
@@ -106,8 +109,9 @@ STREAMS_MAX = 64
 #: Bytes that wait unsent in the kernel, per stream: what a slow stream has taken is late
 #: (1 Gbit/s, 100 ms, 256 MiB, 8 streams: 90 % of the link, with 512 KiB 82 %).
 NOT_SENT_BYTES = 128 * 1024
-#: A receiver acknowledges after so many bytes or segments, or when a sweep comes by.
-ACKNOWLEDGE_BYTES = 2 << 20
+#: A receiver acknowledges after so many bytes or segments, or when a sweep comes by: on a fast
+#: link seldom, as one costs as much as a segment (64 MiB, 4 peers: 3 % of the CPU with 2 MiB).
+ACKNOWLEDGE_BYTES = 16 << 20
 ACKNOWLEDGE_SEGMENTS = 32
 #: Between two looks at what is under way: late acknowledgements, stalled streams.
 SWEEP_INTERVAL_S = 0.05
@@ -136,5 +140,35 @@ ACCEPT_BACKLOG = 1024
 CHALLENGE_BYTES = 16
 #: Steps the search for a ring around unusable pairs may take.
 RING_SEARCH_STEPS_MAX = 20_000
-#: One read or write of a state transfer.
+
+# -- Shared state ---------------------------------------------------------------------------
+
+#: What is hashed, compared, fetched and verified as one. BLAKE3 is as fast as it gets from
+#: 256 KiB on; smaller ones make more headers, larger ones leave the cache (measured: 64 KiB
+#: 3.5, 256 KiB to 1 MiB 4.3, 4 MiB 3.3 GB/s).
 STATE_BLOCK_BYTES = 1 << 20
+#: A requester asks so many holders at once, ...
+STATE_HOLDERS_MAX = 16
+#: ... and so many fellow requesters.
+STATE_FELLOWS_MAX = 8
+#: Requesters that one holder is named to, on average; who has fewer holders has its fellows.
+STATE_REQUESTERS_PER_HOLDER = 32
+#: Compressed names, dtypes and shapes in a report; what is longer is cut. 1024 reports that
+#: wait for the last member are 32 MiB.
+MANIFEST_BYTES_MAX = 32 * 1024
+#: Connections to one source: on a short path one moves all, ...
+STATE_STREAMS_SHORT_PATH = 1
+#: ... on a long one windows limit each.
+STATE_STREAMS_LONG_PATH = 4
+#: Blocks asked for and not here yet, per connection: a slow source shall hold few of them.
+STATE_WINDOW_BLOCKS_MAX = 8
+#: What a source delivers in so long may be under way (and two round trips more).
+STATE_WINDOW_S = 0.5
+#: A connection that was asked and sends nothing for so long is closed.
+STATE_SILENCE_S = 5.0
+#: ... and is dialled again so often, if it gave nothing.
+STATE_DIALS_MAX = 6
+#: Without holders, fellows that have nothing new for so long are given up.
+STATE_STARVED_S = 10.0
+#: Below this an upload budget, divided among requesters, would look like silence.
+UPLOAD_BYTES_PER_S_MIN = 64 * 1024

@@ -3,6 +3,7 @@
 Everything is checked here, before any byte is sent; nothing waits here.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,12 +18,14 @@ from ringhaul.arguments import (
 from ringhaul.arrays import array_view, flat_view
 from ringhaul.ids import ReduceOp
 from ringhaul.io.calls import PendingCall, ReduceCall, SyncCall
-from ringhaul.limits import NAME_LENGTH_MAX
+from ringhaul.io.hashing import take_content
+from ringhaul.limits import NAME_LENGTH_MAX, UPLOAD_BYTES_PER_S_MIN
 from ringhaul.quant import Codec, ErrorFeedback, check_codec, find_codec
 from ringhaul.results import ReduceInfo, SyncInfo
 from ringhaul.ring.reduce import check_op, dtype_name
+from ringhaul.state.manifest import pack_manifest
 from ringhaul.state.shared import SharedState
-from ringhaul.wire.records import CollectiveKind, Signature, Strategy
+from ringhaul.wire.records import CollectiveKind, Signature, StateReport, Strategy
 
 
 def prepare_all_reduce(
@@ -95,31 +98,70 @@ def prepare_barrier(timeout_s: float | None) -> ReduceCall:
     return ReduceCall(signature=Signature(kind=CollectiveKind.BARRIER), timeout_s=timeout_s)
 
 
-def prepare_sync_state(state: SharedState, strategy: str, timeout_s: float | None) -> SyncCall:
-    """Arguments as of `Communicator.sync_state`."""
+def check_sync_state(
+    state: SharedState,
+    strategy: str,
+    timeout_s: float | None,
+    allow_differences: Collection[str],
+    upload_bytes_per_s: float | None,
+) -> Strategy:
+    """Arguments as of `Communicator.sync_state`; raises TypeError or ValueError."""
     check_timeout(timeout_s)
     if not isinstance(state, SharedState):
         raise TypeError(f"state is a SharedState, not a {type(state).__name__}")
     strategies = {s.value: s for s in Strategy}
     if strategy not in strategies:
         raise ValueError(f"strategy is one of {sorted(strategies)}, not {strategy!r}")
+    if isinstance(allow_differences, str):
+        raise TypeError("allow_differences is a set of names, not one string")
+    if unknown := sorted(set(allow_differences) - set(state.arrays)):
+        raise ValueError(f"allow_differences names {unknown[0]!r}, which is no array of the state")
     if frozen := [n for n, array in state.arrays.items() if not array.flags.writeable]:
         raise ValueError(f"array {frozen[0]!r} of the state has become read-only")
+    if upload_bytes_per_s is not None and not upload_bytes_per_s >= UPLOAD_BYTES_PER_S_MIN:
+        raise ValueError(
+            f"upload_bytes_per_s is {upload_bytes_per_s}; at least {UPLOAD_BYTES_PER_S_MIN} let "
+            "every requester see that this peer lives"
+        )
+    return strategies[strategy]
+
+
+def prepare_sync_state(
+    state: SharedState,
+    strategy: Strategy,
+    timeout_s: float | None,
+    allow_differences: Collection[str],
+    upload_bytes_per_s: float | None,
+) -> SyncCall:
+    """Hash the state: takes as long as reading its memory once."""
+    apart = frozenset(allow_differences)
+    content = take_content(state, apart)
+    report = StateReport(
+        revision=state.revision,
+        digest=content.digest,
+        strategy=strategy,
+        manifest=pack_manifest(state.arrays, apart),
+    )
     return SyncCall(
-        signature=Signature(kind=CollectiveKind.SYNC_STATE, layout=state.layout()),
+        signature=Signature(kind=CollectiveKind.SYNC_STATE, layout=state.layout(apart)),
         state=state,
-        digest=state.digest(),
-        strategy=strategies[strategy],
+        report=report,
+        content=content,
         timeout_s=timeout_s,
+        upload_bytes_per_s=upload_bytes_per_s,
     )
 
 
 def sync_info(call: SyncCall) -> SyncInfo:
     """How a shared state became equal."""
+    progress = call.progress
+    by_source = {peer: count for peer, count in sorted(progress.by_source.items()) if count}
     return SyncInfo(
         revision=call.revision,
-        received_bytes=call.received_bytes,
+        received_bytes=progress.received_bytes,
         sent_bytes=call.sent_bytes,
-        sources=tuple(call.sources),
+        sources=tuple(by_source),
         duration_s=call.duration_s,
+        received_blocks=progress.block_count,
+        bytes_by_source=by_source,
     )

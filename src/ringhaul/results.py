@@ -1,6 +1,7 @@
 """What calls return: facts about the membership, a reduction, a state sync."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +57,13 @@ class SyncInfo:
 
     Attributes:
         revision: of the elected content.
-        received_bytes: state bytes fetched by this peer; 0 if it held the content.
-        sent_bytes: 0 where not counted per call.
+        received_bytes: fetched by this peer, as they came (compressed, where that paid);
+            0 if it held the content.
+        sent_bytes: given to other members by this peer.
         sources: peers that it was fetched from.
-        duration_s: from the call to the verdict, hashing included.
+        duration_s: from the call to its end, hashing included.
+        received_blocks: blocks of 1 MiB, or the end of an array, that differed.
+        bytes_by_source: the `received_bytes` by the peer that gave them.
     """
 
     revision: int
@@ -67,3 +71,5 @@ class SyncInfo:
     sent_bytes: int
     sources: tuple[str, ...]
     duration_s: float
+    received_blocks: int = 0
+    bytes_by_source: Mapping[str, int] = field(default_factory=dict)

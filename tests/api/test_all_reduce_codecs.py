@@ -102,6 +102,28 @@ def test_integers_may_be_compressed_without_loss(ring: Ring) -> None:
         np.testing.assert_array_equal(result, np.sum(arrays, axis=0))
 
 
+@pytest.mark.parametrize("op", ["sum", "avg", "max"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_compression_alone_changes_no_bit(ring: Ring, dtype: str, op: str) -> None:
+    """Of arrays that can be compressed, and of parts that cannot."""
+    arrays = inputs(len(ring), 400_001, dtype)
+    for array in arrays:
+        array[: array.size // 2] = array[0]
+    outs = [np.empty_like(array) for array in arrays]
+
+    plain = reduce_all(ring, arrays, op=op)
+    packed = reduce_all(ring, arrays, op=op, codec="raw+zstd")
+    together(
+        ring,
+        lambda comm: comm.all_reduce(
+            arrays[comm.rank], op=op, codec="raw+zstd", out=outs[comm.rank]
+        ),
+    )
+
+    for result in (*packed, *outs):
+        assert result.tobytes() == plain[0].tobytes()
+
+
 def test_a_codec_saves_the_bytes_it_promises(pair: Ring) -> None:
     arrays = inputs(2, 1 << 20)
 

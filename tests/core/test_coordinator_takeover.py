@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from ringhaul.core.coordinator import journal, members
 from ringhaul.core.coordinator.machine import Memory
-from ringhaul.core.coordinator.model import Save, SavedGroup, SavedPeer
+from ringhaul.core.coordinator.model import Options, Run, Save, SavedGroup, SavedPeer
 from ringhaul.core.steps import Received
-from ringhaul.ids import Generation, PeerId
+from ringhaul.ids import Generation, LinkId, PeerId
 from ringhaul.testing.restart_script import (
     BEGAN,
     FINISHED,
@@ -127,6 +128,19 @@ def test_a_stranger_that_claims_a_session_is_refused_by_the_journal() -> None:
 
     assert again.heard("c", Refused)[0].unknown_session
     assert again.heard("a", Refused)[0].unknown_session
+
+
+def test_a_newcomer_gets_no_id_that_an_earlier_start_gave_to_one_that_is_gone() -> None:
+    given: set[PeerId] = set()
+    for incarnation in (1, 2):
+        run = Run(run_id=OLD_RUN, incarnation=incarnation, secret=b"s" * 16, options=Options())
+        journal.recall(run, MEMORY)
+        link = LinkId(1)
+        run.links[link] = ("192.0.2.1", None)
+        members.on_hello(run, link, "192.0.2.1", hello())
+        given.add(*(set(run.peers) - set(RING)))
+
+    assert len(given) == 2
 
 
 def test_a_peer_of_another_run_is_refused_but_may_ask_again() -> None:

@@ -265,3 +265,13 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
             optimizer=SGD(1.0),
             resume=saved,
         )
+
+
+def test_at_the_end_what_is_on_its_way_is_stepped_along() -> None:
+    for eager in (False, True):
+        peer = Peer(MeetingGroup(["a"]), "a", eager=eager)
+        for change in (-2.0, -4.0):
+            peer.go(change)
+        peer.outer.finish()
+
+        assert peer.value == peer.outer_value == 4.0

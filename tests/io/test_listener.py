@@ -16,7 +16,7 @@ from ringhaul.io.listener import Listener, open_listener
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.sockets import DataSocket, StreamEnded
-from ringhaul.io.state_transfer import StateServer
+from ringhaul.io.state_serve import StateServer
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Proposal
 from ringhaul.wire.message import Message

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from ringhaul.errors import WireError
 from ringhaul.quant.base import Bytes
-from ringhaul.quant.compression import FLAG_BYTES, Compressor
-
-COMPRESSED = b"\x01"
+from ringhaul.quant.compression import Compressor
 
 
 def compressible(size: int = 100_000) -> Bytes:
@@ -22,7 +20,7 @@ def noise(size: int = 100_000) -> Bytes:
 
 
 def pack(compressor: Compressor, plain: Bytes, word_bytes: int = 1) -> Bytes:
-    out = np.empty(plain.size + FLAG_BYTES, np.uint8)
+    out = np.empty(plain.size, np.uint8)
     out[: plain.size] = plain
     return out[: compressor.pack(out, plain.size, word_bytes)]
 
@@ -46,7 +44,7 @@ def test_what_is_packed_comes_back(plain: bytes, word_bytes: int) -> None:
 
     packed = pack(compressor, data, word_bytes)
 
-    assert packed.size <= data.size + FLAG_BYTES
+    assert packed.size <= data.size
     assert (compressor.unpack(packed, data.size, word_bytes) == data).all()
 
 
@@ -69,7 +67,7 @@ def test_noise_goes_as_it_is_and_is_tried_ever_less_often() -> None:
     compressor = Compressor(clock)
     compressor.link_bytes_per_s = 1e6
     for _ in range(1000):
-        assert pack(compressor, noise(1000)).size == 1000 + FLAG_BYTES
+        assert pack(compressor, noise(1000)).size == 1000
 
     assert clock.now < 0.06  # two looks an attempt, no more than thirty attempts
 
@@ -80,7 +78,7 @@ def test_compression_that_takes_longer_than_it_saves_is_not_used() -> None:
     fast = Compressor(SteppingClock(0.001))
     fast.link_bytes_per_s = 10e6
 
-    assert pack(slow, compressible()).size == 100_000 + FLAG_BYTES
+    assert pack(slow, compressible()).size == 100_000
     assert pack(fast, compressible()).size < 40_000
 
 
@@ -107,12 +105,43 @@ def test_the_waiting_begins_anew_after_an_attempt_that_paid() -> None:
     assert sizes[0] > 50_000 > sizes[1]
 
 
+class CountedClock(SteppingClock):
+    """Counts how often it was looked at."""
+
+    looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return super().__call__()
+
+
+def test_after_a_vain_attempt_a_sample_decides_whether_to_try_the_whole() -> None:
+    """Two looks at the clock an attempt, of the sample or of the whole."""
+    clock = CountedClock(1e-4)
+    compressor = Compressor(clock)
+    compressor.link_bytes_per_s = 100e6
+    large = noise(1 << 20)
+    pack(compressor, large)
+    pack(compressor, large)
+    assert clock.looks == 2  # the second waits
+    pack(compressor, large)
+    assert clock.looks == 4  # the sample alone
+    mixed = noise(1 << 20)
+    mixed[1 << 19 : (1 << 19) + (1 << 16)] = 0  # where the sample is taken
+    while clock.looks == 4:
+        packed = pack(compressor, mixed)
+    assert clock.looks == 8
+    assert packed.size < mixed.size
+    pack(compressor, mixed)
+    assert clock.looks == 10  # it pays: no sample any more
+
+
 # -- Hostile bytes ----------------------------------------------------------------------------
 
 
-@given(data=st.binary(max_size=200), flag=st.integers(0, 255), size=st.integers(1, 300))
-def test_any_bytes_are_a_segment_or_a_wire_error(data: bytes, flag: int, size: int) -> None:
-    payload = np.frombuffer(data + bytes([flag]), np.uint8)
+@given(data=st.binary(max_size=200), size=st.integers(1, 300))
+def test_any_bytes_are_a_segment_or_a_wire_error(data: bytes, size: int) -> None:
+    payload = np.frombuffer(data, np.uint8)
     try:
         found = Compressor().unpack(payload, size, 1)
     except WireError:
@@ -125,7 +154,7 @@ def test_any_bytes_are_a_segment_or_a_wire_error(data: bytes, flag: int, size: i
 def test_a_damaged_frame_is_a_segment_or_a_wire_error(at: int, bit: int, cut: int) -> None:
     packed = pack(Compressor(), compressible(2000)).copy()
     packed[at % packed.size] ^= 1 << bit
-    payload = np.concatenate([packed[: packed.size - 1 - cut], packed[-1:]])
+    payload = packed[: packed.size - cut]
     try:
         found = Compressor().unpack(payload, 2000, 1)
     except WireError:
@@ -136,7 +165,7 @@ def test_a_damaged_frame_is_a_segment_or_a_wire_error(at: int, bit: int, cut: in
 
 def framed(data: bytes, **options: bool) -> Bytes:
     return np.frombuffer(
-        zstandard.ZstdCompressor(**options).compress(data) + COMPRESSED,  # type: ignore[arg-type]
+        zstandard.ZstdCompressor(**options).compress(data),  # type: ignore[arg-type]
         np.uint8,
     )
 
@@ -145,8 +174,8 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
     bomb = framed(bytes(64 << 20))
     assert bomb.size < 10_000
 
-    with pytest.raises(WireError, match="67108864 bytes instead of 1000"):
-        Compressor().unpack(bomb, 1000, 1)
+    with pytest.raises(WireError, match="67108864 bytes instead of 20000"):
+        Compressor().unpack(bomb, 20_000, 1)
 
 
 def test_a_frame_that_does_not_name_its_size_is_refused() -> None:
@@ -157,7 +186,7 @@ def test_a_frame_that_does_not_name_its_size_is_refused() -> None:
 def test_what_follows_a_frame_is_refused() -> None:
     frame = zstandard.ZstdCompressor().compress(bytes(1000))
     for extra in (b"x", frame):
-        payload = np.frombuffer(frame + extra + COMPRESSED, np.uint8)
+        payload = np.frombuffer(frame + extra, np.uint8)
         with pytest.raises(WireError):
             Compressor().unpack(payload, 1000, 1)
 
@@ -170,10 +199,15 @@ def test_a_frame_that_lies_about_its_size_is_refused() -> None:
     for lie in (599, 601, 5000):
         frame[place : place + 2] = (lie - 256).to_bytes(2, "little")
         with pytest.raises(WireError):
-            Compressor().unpack(np.frombuffer(bytes(frame) + COMPRESSED, np.uint8), lie, 1)
+            Compressor().unpack(np.frombuffer(bytes(frame), np.uint8), lie, 1)
 
 
-@pytest.mark.parametrize("flag", [2, 255])
-def test_an_unknown_flag_is_refused(flag: int) -> None:
-    with pytest.raises(WireError, match="flag"):
-        Compressor().unpack(np.array([1, 2, 3, flag], np.uint8), 3, 1)
+@pytest.mark.parametrize("size", [1001, 4096])
+def test_a_segment_longer_than_the_plain_one_is_refused(size: int) -> None:
+    with pytest.raises(WireError, match=f"{size} bytes instead of 1000"):
+        Compressor().unpack(np.zeros(size, np.uint8), 1000, 1)
+
+
+def test_an_empty_segment_is_refused() -> None:
+    with pytest.raises(WireError):
+        Compressor().unpack(np.zeros(0, np.uint8), 1000, 1)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -15,11 +14,12 @@ import typer
 from ringhaul.cli.bench.command import bench_command
 from ringhaul.cli.churn.command import churn_command
 from ringhaul.cli.demo.command import demo_command
+from ringhaul.cli.logs import set_up_logs
 from ringhaul.cli.status.command import status_command
 from ringhaul.errors import JournalError
 from ringhaul.io.address import parse_address
-from ringhaul.io.coordinator_server import serve_coordinator
-from ringhaul.limits import DEFAULT_PORT
+from ringhaul.io.coordinator_server import Options, serve_coordinator
+from ringhaul.limits import DEFAULT_PORT, WAITING_REPORT_S
 
 app = typer.Typer(
     name="ringhaul",
@@ -82,18 +82,28 @@ def coordinator_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Say where it listens as a JSON line.")
     ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log one JSON object a line.")
+    ] = False,
+    waiting_report_s: Annotated[
+        float,
+        typer.Option(
+            "--waiting-report",
+            metavar="SECONDS",
+            min=0.1,
+            max=1e6,
+            help="After so long a waiting call logs, here and on its peer, who has not come.",
+        ),
+    ] = WAITING_REPORT_S,
 ) -> None:
     """Track which peers take part, until SIGTERM or Ctrl-C. Logs go to stderr."""
     try:
         host, port = parse_address(listen, DEFAULT_PORT)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--listen") from None
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
-    failure = trio.run(_coordinate, host, port, journal, new, as_json)
+    set_up_logs(as_json=log_json)
+    options = Options(waiting_report_s=waiting_report_s)
+    failure = trio.run(_coordinate, host, port, journal, new, as_json, options)
     if isinstance(failure, OSError):
         print(f"cannot listen on {listen}: {failure}", file=sys.stderr)
         raise typer.Exit(EXIT_CANNOT_LISTEN)
@@ -103,7 +113,12 @@ def coordinator_command(
 
 
 async def _coordinate(
-    host: str, port: int, journal: Path | None, new: bool, as_json: bool
+    host: str,
+    port: int,
+    journal: Path | None,
+    new: bool,
+    as_json: bool,
+    options: Options,
 ) -> OSError | JournalError | None:
     """Be the coordinator until a signal comes; return why that was not possible."""
 
@@ -115,7 +130,9 @@ async def _coordinate(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
             try:
-                await serve_coordinator(host, port, journal=journal, new=new, started=announce)
+                await serve_coordinator(
+                    host, port, options=options, journal=journal, new=new, started=announce
+                )
             except* (OSError, JournalError, AssertionError) as group:
                 failure = _first_of(group)
             nursery.cancel_scope.cancel()

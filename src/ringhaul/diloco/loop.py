@@ -147,6 +147,21 @@ class OuterLoop(RunView):
         info, self._info = self._info, None
         return info
 
+    def finish(self) -> None:
+        """The end of training, on all members: wait for what is on its way, step along it.
+
+        Call it directly after a step that returned a `RoundInfo`, on all members at the same
+        one. The parameters are the outer ones then, the same bits on all members.
+
+        Raises:
+            RinghaulError: as `step`. Call it again.
+        """
+        for fragment in sorted({*self._flights, *self._arrived}, key=self._posting_order):
+            self._settle(fragment)
+        for fragment in range(self._layout.fragment_count):
+            OuterLoop._load(self, fragment)
+        self._store.flush()
+
     def _is_time_up(self) -> bool:
         if self.max_seconds_per_round is None:
             return False

@@ -19,13 +19,13 @@ from ringhaul.ids import CallId, ReduceOp
 from ringhaul.io.buffers import BufferPool
 from ringhaul.io.calls import AdmitCall, CollectiveCall, PendingCall, ReduceCall, SyncCall
 from ringhaul.io.coded_transfer import CodedTransfer
+from ringhaul.io.packed_transfer import PackedTransfer
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
-from ringhaul.io.state_transfer import FetchError, StateServer, fetch_state
+from ringhaul.io.state_serve import StateServer
+from ringhaul.io.sync_runner import SyncRunner
 from ringhaul.quant import RAW, Codec, ErrorFeedback, SegmentCoder
 from ringhaul.ring.casts import BFLOAT16, FLOAT16
-from ringhaul.wire.coordinator_messages import Outcome, SyncPlan
-from ringhaul.wire.records import StateReport
 
 CoderKey = tuple[Codec, ReduceOp, np.dtype[Any], int]
 _CODERS_MAX = 16
@@ -53,6 +53,7 @@ class CallRunner:
         self._nursery = nursery
         self._plane = plane
         self.states = StateServer()
+        self._syncs = SyncRunner(nursery, plane.neighbours, self.states, self._step)
 
     def release_all(self) -> None:
         """It is over: no stream holds a caller's memory after this."""
@@ -83,11 +84,12 @@ class CallRunner:
                 self._release(call)
             case steps.FollowSyncPlan(plan=plan):
                 assert isinstance(call, SyncCall)
-                self._follow_plan(call, plan)
+                self._syncs.follow(call, plan)
             case steps.Complete():
                 self._complete(call, effect)
             case steps.Fail():
                 self._release(call)
+                effect.error.wire_bytes = call.sent_bytes + call.received_bytes
                 self._give_back(call)
                 del self._calls[call.id]
                 call.end(error=effect.error, view=effect.view)
@@ -110,14 +112,11 @@ class CallRunner:
                 )
                 self._step(event)
             case SyncCall():
-                report = StateReport(
-                    revision=call.state.revision, digest=call.digest, strategy=call.strategy
-                )
                 event = steps.CollectiveCalled(
                     call=call.id,
                     tag=None,
                     signature=call.signature,
-                    state=report,
+                    state=call.report,
                     timeout_s=call.timeout_s,
                 )
                 self._step(event)
@@ -145,7 +144,10 @@ class CallRunner:
             if isinstance(call.codec, ErrorFeedback):
                 feedback = call.codec.begin(call.tag, call.own.size, call.own.dtype)
             coder = self._coder_for(call, begin.world_size)
-            call.transfer = CodedTransfer(coder=coder, feedback=feedback, **facts)
+            if coder.compressor is not None and coder.is_raw:
+                call.transfer = PackedTransfer(compressor=coder.compressor, **facts)
+            else:
+                call.transfer = CodedTransfer(coder=coder, feedback=feedback, **facts)
         else:
             call.transfer = RingTransfer(**facts)
         self._plane.begin(call.transfer)
@@ -176,12 +178,8 @@ class CallRunner:
             call.sent_bytes += call.transfer.sent_bytes
             call.received_bytes += call.transfer.received_bytes
             call.transfer = None
-        elif isinstance(call, SyncCall) and call.plan is not None:
-            self.states.end(call.plan)
-            call.plan = None
-            call.buffer = None
-            if call.fetching is not None:
-                call.fetching.cancel()
+        elif isinstance(call, SyncCall):
+            self._syncs.release(call)
 
     def _give_back(self, call: PendingCall) -> None:
         if isinstance(call, CollectiveCall):
@@ -189,54 +187,16 @@ class CallRunner:
 
     def _complete(self, call: PendingCall, effect: steps.Complete) -> None:
         call.attempts = effect.attempts
-        if isinstance(call, SyncCall) and call.plan is not None:
-            call.revision = call.plan.revision
-            if call.buffer is not None:
-                call.state.publish(call.buffer, call.plan.revision)
-            else:
-                call.state.revision = call.plan.revision
+        if isinstance(call, SyncCall):
+            self._syncs.complete(call, lambda error: self._end(call, effect.view, error))
+            return
         transfer = call.transfer if isinstance(call, CollectiveCall) else None
         self._release(call)
         if isinstance(call, CollectiveCall) and transfer is not None:
             call.commit(transfer)
         self._give_back(call)
+        self._end(call, effect.view, None)
+
+    def _end(self, call: PendingCall, view: steps.View, error: BaseException | None) -> None:
         del self._calls[call.id]
-        call.end(view=effect.view)
-
-    def _follow_plan(self, call: SyncCall, plan: SyncPlan) -> None:
-        call.plan = plan
-        if plan.holders:
-            call.fetching = trio.CancelScope()
-            self._nursery.start_soon(self._fetch, call, plan, call.fetching)
-            return
-        if plan.requesters:
-            self.states.serve(plan, call.state.views())
-        self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
-
-    async def _fetch(self, call: SyncCall, plan: SyncPlan, scope: trio.CancelScope) -> None:
-        with scope:
-            await self._fetch_for(call, plan)
-
-    async def _fetch_for(self, call: SyncCall, plan: SyncPlan) -> None:
-        def verify(buffer: bytearray) -> bool:
-            return call.state.digest_of(buffer) == plan.digest
-
-        try:
-            buffer, source = await fetch_state(
-                plan,
-                own=self._plane.neighbours.peer_id,
-                run_id=self._plane.neighbours.run_id,
-                state_bytes=call.state.total_bytes,
-                dialable=self._plane.neighbours.addresses_of,
-                verify=verify,
-            )
-        except FetchError as error:
-            if call.plan is plan:
-                detail = f"no holder gave the elected state: {error}"
-                self._step(steps.CallGivenUp(call.id, Outcome.NO_STATE, detail))
-            return
-        if call.plan is plan:  # else the attempt has ended
-            call.buffer = buffer
-            call.sources = (source,)
-            call.received_bytes += len(buffer)
-            self._step(steps.TransferDone(call.id, plan.generation, plan.digest))
+        call.end(view=view, error=error)

@@ -1,7 +1,7 @@
 """Calls of the user on their way through the I/O thread, and what they result in."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,11 +13,14 @@ from ringhaul.core.peer.steps import View
 from ringhaul.ids import CallId
 from ringhaul.io.buffers import BufferPool
 from ringhaul.io.coded_transfer import CodedTransfer
+from ringhaul.io.progress import Progress
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.signals import Signal
+from ringhaul.io.state_serve import Served
 from ringhaul.quant import RAW, Codec
+from ringhaul.state.content import HashedState, Stage
 from ringhaul.wire.coordinator_messages import SyncPlan
-from ringhaul.wire.records import Signature, Strategy
+from ringhaul.wire.records import Signature, StateReport
 
 
 class StateLike(Protocol):
@@ -25,17 +28,7 @@ class StateLike(Protocol):
 
     revision: int
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all entries."""
-
-    def views(self) -> list[memoryview]:
-        """The memory of all entries, in the order of their names."""
-
-    def digest_of(self, buffer: bytearray) -> bytes:
-        """The digest that the state would have with this content."""
-
-    def publish(self, buffer: bytearray, revision: int) -> None:
+    def publish(self, stage: Stage, revision: int) -> None:
         """Copy a verified content into the caller's arrays."""
 
 
@@ -223,16 +216,20 @@ class SyncCall(PendingCall):
 
     signature: Signature = field(kw_only=True)
     state: StateLike = field(kw_only=True)
-    digest: bytes = field(kw_only=True)
-    strategy: Strategy = Strategy.POPULAR
+    report: StateReport = field(kw_only=True)
+    #: What is compared and transferred, as it was when the call began.
+    content: HashedState = field(kw_only=True)
     timeout_s: float | None = None
+    upload_bytes_per_s: float | None = None
     plan: SyncPlan | None = None
-    buffer: bytearray | None = None
+    #: The elected content, as far as it is here; kept from attempt to attempt.
+    stage: Stage | None = None
+    served: Served | None = None
     fetching: trio.CancelScope | None = None
     revision: int = 0
-    sources: Sequence[str] = ()
+    progress: Progress = field(default_factory=Progress)
 
     def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
-        """All entries of the state."""
-        for view in self.state.views():
+        """All entries that are compared."""
+        for view in self.content.views:
             yield np.frombuffer(view, np.uint8), True

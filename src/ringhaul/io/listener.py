@@ -11,9 +11,8 @@ from ringhaul import limits
 from ringhaul.io.doorway import Doorway
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.sockets import DataSocket, StreamEnded, close_on_fork
-from ringhaul.io.state_transfer import StateServer
+from ringhaul.io.state_serve import Served, StateServer
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.peer_messages import (
     StateRequest,
     StreamChosen,
@@ -87,21 +86,21 @@ class Listener:
                     leave()
             if at_the_door.cancelled_caught or asked is None:
                 return
-            await self._states.send(*asked, sock)
+            await self._states.answer(*asked, sock)
         except StreamEnded as error:
             self._log_refusal(host, str(error))
         finally:
             if not keep:
                 sock.close()
 
-    async def _prove(self, sock: DataSocket) -> tuple[bool, tuple[StateRequest, SyncPlan] | None]:
+    async def _prove(self, sock: DataSocket) -> tuple[bool, tuple[StateRequest, Served] | None]:
         """Find out who it is. Whether a link has taken the socket; or the state it may have."""
         match (await sock.receive_message()).message:
             case StreamHello() as hello:
                 return await self._welcome(sock, hello), None
             case StateRequest() as request:
-                plan = await self._states.find(request)
-                return False, None if plan is None else (request, plan)
+                served = await self._states.find(request)
+                return False, None if served is None else (request, served)
             case other:
                 raise StreamEnded(f"{type(other).__name__} from a stranger")
 

@@ -33,6 +33,14 @@ times the error of a single encoding, both relative to a result that grows as sq
 all is divided by n. For "min" and "max" the bounds add up in the same way. `ErrorFeedback` makes
 the mean over many calls exact.
 
+Blocks: a shorter one has a smaller range, but more scales, and costs NumPy some 250 ns more each.
+Of normal data, 3 peers, an all-reduce with blocks of 1024 / 512 / 256 values is off by 0.0104 /
+0.0098 / 0.0091 (rms) and 0.037 / 0.034 / 0.033 (most), for 0.8 / 1.6 / 3.1 % more bytes. The most
+that one range per chunk, rounded down, is off is 0.096: the rest is that all n encodings of a value
+may be off by half a step the same way.
+
+Kernels come compiled with the extra "fast" (`ringhaul.compiled`), with the same bits.
+
 Imports nothing above layer 1. Not thread safe: a `SegmentCoder` is for one thread.
 """
 

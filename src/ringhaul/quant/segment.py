@@ -21,8 +21,9 @@ from ringhaul.quant.base import (
     Values,
     quiet_arithmetic,
 )
-from ringhaul.quant.compression import FLAG_BYTES, Compressor, ZstdCodec
+from ringhaul.quant.compression import Compressor, ZstdCodec
 from ringhaul.quant.feedback import ErrorFeedback, Residual
+from ringhaul.quant.plain import RawCodec
 from ringhaul.quant.registry import check_codec
 from ringhaul.ring.plan import Phase
 from ringhaul.ring.reduce import Kernel
@@ -46,6 +47,7 @@ class SegmentCoder:
 
     Attributes:
         compressor: of a "+zstd" codec: set its `link_bytes_per_s`; None for other codecs.
+        is_raw: what is not compressed are the values themselves.
 
     Raises:
         TypeError, ValueError: as `check_codec` and `check_op` say.
@@ -65,6 +67,8 @@ class SegmentCoder:
         self._wide = self._kernel.accumulate_dtype
         packed = codec.codec if isinstance(codec, ErrorFeedback) else codec
         self.compressor: Compressor | None = None
+        inner = packed.inner if isinstance(packed, ZstdCodec) else packed
+        self.is_raw = isinstance(inner, RawCodec)
         self._words = {Phase.REDUCE_SCATTER: 1, Phase.ALL_GATHER: 1}
         self._partial_coder = codec.make_coder(self._wide)
         self._adding_coder: AddingCoder | None = None
@@ -86,20 +90,17 @@ class SegmentCoder:
 
     def encoded_size(self, phase: Phase, element_count: int) -> int:
         """Bytes of an encoded segment: exact, or with "+zstd" the most it may have."""
-        return self._plain_size(phase, element_count) + (FLAG_BYTES if self.compressor else 0)
+        coder = self._coder(phase)
+        whole, rest = divmod(element_count, BATCH_ELEMENTS)
+        size = whole * coder.encoded_size(BATCH_ELEMENTS)
+        return size + (coder.encoded_size(rest) if rest else 0)
 
     def is_size(self, phase: Phase, element_count: int, payload_bytes: int) -> bool:
         """May a segment of so many elements have a payload of so many bytes?"""
         size = self.encoded_size(phase, element_count)
         if self.compressor is not None:
-            return FLAG_BYTES <= payload_bytes <= size
+            return 0 < payload_bytes <= size
         return payload_bytes == size
-
-    def _plain_size(self, phase: Phase, element_count: int) -> int:
-        coder = self._coder(phase)
-        whole, rest = divmod(element_count, BATCH_ELEMENTS)
-        size = whole * coder.encoded_size(BATCH_ELEMENTS)
-        return size + (coder.encoded_size(rest) if rest else 0)
 
     def _coder(self, phase: Phase) -> Coder:
         return self._final_coder if phase is Phase.ALL_GATHER else self._partial_coder
@@ -303,14 +304,14 @@ class SegmentCoder:
     # -- Compression --------------------------------------------------------------------------
 
     def _pack(self, phase: Phase, element_count: int, out: Bytes) -> int:
-        size = self._plain_size(phase, element_count)
+        size = self.encoded_size(phase, element_count)
         if self.compressor is None:
             return size
         return self.compressor.pack(out, size, self._words[phase])
 
     def _unpack(self, phase: Phase, element_count: int, data: Buffer) -> Bytes:
         payload = as_uint8(data)
-        size = self._plain_size(phase, element_count)
+        size = self.encoded_size(phase, element_count)
         if self.compressor is not None:
             return self.compressor.unpack(payload, size, self._words[phase])
         if payload.size != size:

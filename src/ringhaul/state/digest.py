@@ -1,24 +1,36 @@
 """Digests of arrays: 16 bytes of BLAKE3 over dtype, byte order, shape and bytes.
 
-Arrays are hashed where they lie, never copied. What differs in any of these has another
-digest; the order of a mapping's entries does not matter, their names do.
+Every block of an array has a digest; that of the array is taken over those of its blocks, and
+that of a content over those of its arrays, so that a list of block digests proves itself by
+the digest that was elected. Arrays are hashed where they lie, never copied. The order of a
+mapping's entries does not matter, their names do.
 """
 
-import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from ringhaul.limits import STATE_BLOCK_BYTES
+from ringhaul.state.blocks import BlockLayout, Entry
+
 DIGEST_BYTES = 16
-#: Below this a pool of threads costs more than it gains (measured: even at 8 MiB, 1.4x at 16).
-_THREADED_BYTES_MIN = 8 << 20
-#: A number, never `blake3.AUTO`: its pool is the process's and does not survive a fork.
-_THREADS = min(os.cpu_count() or 1, 8)
+#: One job of a worker thread: some milliseconds.
+_JOB_BYTES = 16 << 20
+_WORD_BYTES_MAX = 8
 
 AnyArray = NDArray[Any]
+
+
+class Mapper(Protocol):
+    """`map`, or that of a pool of threads: BLAKE3 releases the interpreter lock."""
+
+    def __call__(
+        self, act: Callable[[list[memoryview]], bytes], jobs: Iterable[list[memoryview]], /
+    ) -> Iterable[bytes]:
+        """Results in the order of the jobs."""
 
 
 def byte_view(array: AnyArray) -> memoryview:
@@ -35,8 +47,12 @@ def byte_view(array: AnyArray) -> memoryview:
     return np.asarray(array).reshape(-1).view(np.uint8).data
 
 
-def _dtype_text(dtype: np.dtype[Any]) -> str:
-    """Name a dtype and its byte order, the same on every machine."""
+def dtype_text(dtype: np.dtype[Any]) -> str:
+    """Name a dtype and its byte order, the same on every machine.
+
+    Raises:
+        TypeError: it holds objects or named fields.
+    """
     if dtype.hasobject or dtype.names is not None:
         raise TypeError(f"dtype {dtype} has no digest: its bytes are pointers or have gaps")
     if dtype.byteorder == "|" or dtype.itemsize == 1:
@@ -45,15 +61,63 @@ def _dtype_text(dtype: np.dtype[Any]) -> str:
     return (native if dtype.byteorder == "=" else dtype.byteorder) + dtype.name
 
 
-def _describe(array: AnyArray) -> bytes:
+def describe(array: AnyArray) -> bytes:
     """Dtype, byte order and shape, in a form that no other dtype and shape have."""
-    return f"{_dtype_text(array.dtype)}{list(array.shape)}".encode()
+    return f"{dtype_text(array.dtype)}{list(array.shape)}".encode()
 
 
-def _digest(description: bytes, data: memoryview) -> bytes:
-    threads = _THREADS if len(data) > _THREADED_BYTES_MIN else 1
-    hasher = blake3(len(description).to_bytes(4, "big") + description, max_threads=threads)
-    hasher.update(data)
+def layout_of(arrays: Mapping[str, AnyArray]) -> BlockLayout:
+    """The blocks of these arrays, in the order of their names.
+
+    Raises:
+        TypeError: a dtype holds objects or named fields.
+    """
+    entries = []
+    for name in sorted(arrays):
+        array = arrays[name]
+        word_bytes = array.itemsize if array.itemsize <= _WORD_BYTES_MAX else 1
+        if STATE_BLOCK_BYTES % max(word_bytes, 1):
+            word_bytes = 1
+        entries.append(Entry(name, describe(array), array.nbytes, max(word_bytes, 1)))
+    return BlockLayout(entries)
+
+
+def block_digest(block: memoryview | bytes) -> bytes:
+    """Of one block's bytes."""
+    return blake3(block).digest(length=DIGEST_BYTES)
+
+
+def block_digests(views: Sequence[memoryview], mapper: Mapper = map) -> bytes:
+    """Digests of all blocks of all views, one after the other.
+
+    One block of 1 MiB at a time, on one thread each: 10 to 20 % faster than a whole array in
+    one go, and threads that take different blocks share no state (measured, 256 MiB).
+    """
+    return b"".join(mapper(_digest_job, _jobs(views)))
+
+
+def _digest_job(blocks: list[memoryview]) -> bytes:
+    return b"".join(map(block_digest, blocks))
+
+
+def _jobs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    job: list[memoryview] = []
+    job_bytes = 0
+    for view in views:
+        for start in range(0, len(view), STATE_BLOCK_BYTES):
+            block = view[start : start + STATE_BLOCK_BYTES]
+            job.append(block)
+            job_bytes += len(block)
+            if job_bytes >= _JOB_BYTES:
+                yield job
+                job, job_bytes = [], 0
+    if job:
+        yield job
+
+
+def _entry_digest(description: bytes, digests: bytes | memoryview) -> bytes:
+    hasher = blake3(len(description).to_bytes(4, "big") + description)
+    hasher.update(digests)
     return hasher.digest(length=DIGEST_BYTES)
 
 
@@ -64,7 +128,7 @@ def array_digest(array: AnyArray) -> bytes:
         ValueError: `array` is not C-contiguous.
         TypeError: its dtype holds objects or named fields.
     """
-    return _digest(_describe(array), byte_view(array))
+    return _entry_digest(describe(array), block_digests([byte_view(array)]))
 
 
 def _combine(parts: Mapping[str, bytes]) -> blake3:
@@ -77,10 +141,40 @@ def _combine(parts: Mapping[str, bytes]) -> blake3:
     return hasher
 
 
-def layout_digest(arrays: Mapping[str, AnyArray]) -> str:
-    """Digest names, dtypes and shapes, not the content. 32 hexadecimal digits."""
-    described = {name: _describe(array) for name, array in arrays.items()}
+def layout_digest(arrays: Mapping[str, AnyArray], apart: Iterable[str] = ()) -> str:
+    """Digest names, dtypes and shapes, not the content. 32 hexadecimal digits.
+
+    Args:
+        arrays: all of them.
+        apart: names of those whose content may differ; that belongs to the layout.
+    """
+    may_differ = frozenset(apart)
+    described = {
+        name: describe(array) + b" apart" * (name in may_differ) for name, array in arrays.items()
+    }
     return _combine(described).hexdigest(length=DIGEST_BYTES)
+
+
+def digest_of_blocks(layout: BlockLayout, digests: bytes | memoryview) -> bytes:
+    """The digest of a content whose blocks have these digests. 16 bytes.
+
+    Raises:
+        ValueError: not as many digests as the layout has blocks.
+    """
+    view = memoryview(digests)
+    if len(view) != layout.block_count * DIGEST_BYTES:
+        raise ValueError(f"{len(view)} bytes are no digests of {layout.block_count} blocks")
+    parts = {}
+    for entry_index, entry in enumerate(layout.entries):
+        blocks = layout.blocks_of(entry_index)
+        own = view[blocks.start * DIGEST_BYTES : blocks.stop * DIGEST_BYTES]
+        parts[entry.name] = _entry_digest(entry.description, own)
+    return _combine(parts).digest(length=DIGEST_BYTES)
+
+
+def combined_digest(digests: Mapping[str, bytes]) -> bytes:
+    """The digest of a content whose arrays have these digests. 16 bytes."""
+    return _combine(digests).digest(length=DIGEST_BYTES)
 
 
 def content_digest(arrays: Mapping[str, AnyArray]) -> bytes:
@@ -90,28 +184,4 @@ def content_digest(arrays: Mapping[str, AnyArray]) -> bytes:
         ValueError: an array is not C-contiguous.
         TypeError: a dtype holds objects or named fields.
     """
-    digests = {name: array_digest(array) for name, array in arrays.items()}
-    return _combine(digests).digest(length=DIGEST_BYTES)
-
-
-def buffer_digest(arrays: Mapping[str, AnyArray], buffer: bytes | bytearray | memoryview) -> bytes:
-    """The `content_digest` that `arrays` would have with the bytes of `buffer` in them.
-
-    Args:
-        arrays: give names, dtypes and shapes; their content does not matter.
-        buffer: the bytes of all arrays, in name order, nothing between them.
-
-    Raises:
-        ValueError: `buffer` has not as many bytes as the arrays.
-    """
-    data = memoryview(buffer).cast("B")
-    total_bytes = sum(array.nbytes for array in arrays.values())
-    if len(data) != total_bytes:
-        raise ValueError(f"a buffer of {len(data)} bytes for arrays of {total_bytes}")
-    digests = {}
-    start = 0
-    for name in sorted(arrays):
-        end = start + arrays[name].nbytes
-        digests[name] = _digest(_describe(arrays[name]), data[start:end])
-        start = end
-    return _combine(digests).digest(length=DIGEST_BYTES)
+    return combined_digest({name: array_digest(array) for name, array in arrays.items()})

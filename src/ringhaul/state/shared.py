@@ -5,21 +5,22 @@ is `io`'s.
 """
 
 import operator
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from ringhaul.arrays import foreign_view
+from ringhaul.errors import StateError
 from ringhaul.limits import STATE_ENTRIES_MAX
-from ringhaul.state.digest import (
-    AnyArray,
-    buffer_digest,
-    byte_view,
-    content_digest,
-    layout_digest,
-)
+from ringhaul.state.checkpoint import Checkpoint, write_checkpoint
+from ringhaul.state.content import HashedState, Stage
+from ringhaul.state.digest import AnyArray, Mapper, content_digest, layout_digest
+from ringhaul.state.manifest import explain_difference, pack_manifest
 
 NAME_LENGTH_MAX = 200
 #: Exclusive. Leaves room above every revision for the arithmetic of elections in 63 bits.
@@ -34,13 +35,15 @@ class SharedState:
     raise `revision`; a member that fetches the state has its revision set.
     """
 
-    def __init__(self, arrays: Mapping[str, AnyArray], revision: int = 0) -> None:
+    def __init__(self, arrays: Mapping[str, Any], revision: int = 0) -> None:
         """Check the arrays and keep them.
 
         Args:
-            arrays: C-contiguous, writable, in native byte order, without objects or named
-                fields, of any shape (also `()` and empty); no two may share memory. On all
-                members the same names, dtypes and shapes.
+            arrays: NumPy arrays, torch CPU tensors (bfloat16 and bool too), or anything with
+                the buffer protocol or DLPack on the CPU; never copied. C-contiguous,
+                writable, in native byte order, without objects or named fields, of any shape
+                (also `()` and empty); no two may share memory. On all members the same
+                names, dtypes and shapes.
             revision: 0 <= revision < 2**62.
 
         Raises:
@@ -52,11 +55,12 @@ class SharedState:
             raise ValueError(
                 f"{len(arrays)} arrays are more than {STATE_ENTRIES_MAX}; join small ones"
             )
-        for name, array in arrays.items():
-            _check_entry(name, array)
-        _check_apart(arrays)
-        self._arrays = {name: arrays[name] for name in sorted(arrays)}
-        self._total_bytes = sum(array.nbytes for array in arrays.values())
+        views = {name: _view(name, array) for name, array in arrays.items()}
+        for name, view in views.items():
+            _check_entry(name, view)
+        _check_apart(views)
+        self._arrays = {name: views[name] for name in sorted(views)}
+        self._total_bytes = sum(view.nbytes for view in views.values())
         self.revision = revision
 
     def __repr__(self) -> str:
@@ -68,7 +72,7 @@ class SharedState:
 
     @property
     def arrays(self) -> Mapping[str, AnyArray]:
-        """The live arrays by name, in name order; read-only as a mapping."""
+        """The live arrays by name, as NumPy sees them; in name order, read-only as a mapping."""
         return MappingProxyType(self._arrays)
 
     @property
@@ -94,46 +98,84 @@ class SharedState:
         """16 bytes that tell this content from any other, revision aside."""
         return content_digest(self.arrays)
 
-    def digest_of(self, buffer: bytes | bytearray | memoryview) -> bytes:
-        """The `digest` there would be if `buffer` were published.
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write arrays and revision to a file, in the safetensors format.
+
+        Atomic: whatever happens, `path` holds the old file or the whole new one. The file
+        carries BLAKE3 digests; any reader of safetensors can open it. Do not change the arrays
+        meanwhile. Room for both files is needed for a moment.
 
         Raises:
-            ValueError: `buffer` has not `total_bytes` bytes.
+            OSError: it could not be written; `path` is as before.
         """
-        return buffer_digest(self.arrays, buffer)
+        write_checkpoint(Path(path), self.arrays, self._revision)
 
-    def layout(self) -> str:
-        """Digest of names, dtypes and shapes: the same on all members, or they cannot sync."""
-        return layout_digest(self.arrays)
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that `save` wrote into a new state, with new arrays.
 
-    def views(self) -> list[memoryview]:
-        """The bytes of every array, flat, in name order; empty arrays are left out."""
-        return [byte_view(array) for array in self.arrays.values() if array.nbytes]
+        Raises:
+            FileNotFoundError: there is none.
+            StateError: it is torn, truncated, altered, or no checkpoint; says which.
+        """
+        checkpoint = Checkpoint(Path(path))
+        arrays = {name: array.copy() for name, array in checkpoint.arrays.items()}
+        return cls(arrays, checkpoint.revision)
 
-    def publish(self, buffer: bytearray | memoryview, revision: int) -> None:
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Read a file that `save` wrote into the arrays, in place, and set the revision.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StateError: it is torn, truncated, altered, or no checkpoint, or its names, dtypes
+                or shapes are not those of this state; says which. Nothing has changed.
+            ValueError: an array is no longer writable. Nothing has changed.
+        """
+        checkpoint = Checkpoint(Path(path))
+        revision = _checked_revision(checkpoint.revision)
+        if layout_digest(checkpoint.arrays) != self.layout():
+            own, theirs = pack_manifest(self.arrays), pack_manifest(checkpoint.arrays)
+            why = explain_difference("this state", own, "the file", theirs)
+            raise StateError(f"{os.fspath(path)} is not loaded: it is of another state: {why}")
+        for name, array in self._arrays.items():
+            _check_entry(name, array)
+        for name, array in self._arrays.items():
+            np.copyto(array, checkpoint.arrays[name])
+        self._revision = revision
+
+    # -- for the collective -------------------------------------------------------------------
+
+    def layout(self, apart: Iterable[str] = ()) -> str:
+        """Digest of names, dtypes and shapes: the same on all members, or they cannot sync.
+
+        Args:
+            apart: names of entries whose content may differ.
+        """
+        return layout_digest(self.arrays, apart)
+
+    def content(self, apart: Iterable[str] = (), mapper: Mapper = map) -> HashedState:
+        """Hash what is to be equal: all entries but those `apart`. One pass over the memory."""
+        excluded = frozenset(apart)
+        arrays = {name: a for name, a in self._arrays.items() if name not in excluded}
+        return HashedState(arrays, mapper)
+
+    def publish(self, stage: Stage, revision: int) -> None:
         """Copy what was fetched into the arrays, and set the revision.
 
         Args:
-            buffer: the bytes of all arrays in name order, verified (`digest_of`) and not
-                part of these arrays.
-            revision: of this content.
+            stage: whole, made from a `content` of this state.
+            revision: of what was elected.
 
         Raises:
-            ValueError: the size or the revision is wrong, or an array is no longer writable.
-                Nothing has changed.
+            ValueError: the revision is wrong, or an array is no longer writable. Nothing has
+                changed.
         """
         revision = _checked_revision(revision)
-        data = memoryview(buffer).cast("B")
-        if len(data) != self.total_bytes:
-            raise ValueError(f"a buffer of {len(data)} bytes for a state of {self.total_bytes}")
         for name, array in self.arrays.items():
             _check_entry(name, array)
-        start = 0
-        for view in self.views():
-            # NumPy releases the interpreter lock while it copies; a memoryview does not.
-            source = np.frombuffer(data[start : start + len(view)], dtype=np.uint8)
-            np.copyto(np.frombuffer(view, dtype=np.uint8), source)
-            start += len(view)
+        stage.publish()
         self._revision = revision
 
 
@@ -149,20 +191,30 @@ def _checked_revision(revision: object) -> int:
     return number
 
 
-def _check_entry(name: object, array: Any) -> None:  # noqa: ANN401 - what callers pass
+def _view(name: object, array: object) -> AnyArray:
+    """The caller's memory, whatever holds it."""
+    if isinstance(array, np.ndarray):
+        return array
+    if isinstance(array, np.generic):
+        raise TypeError(f"{_called(name)} is a scalar; pass np.array(it), which can be written")
+    return foreign_view(array, _called(name))
+
+
+def _called(name: object) -> str:
+    return f"array {name!r:.240}"
+
+
+def _check_entry(name: object, array: AnyArray) -> None:
     """Refuse what cannot be hashed and updated in place, and say how to mend it."""
     if not isinstance(name, str):
         raise TypeError(f"the name {name!r:.60} is a {type(name).__name__}; use a str")
-    entry = f"array {name!r:.240}"
+    entry = _called(name)
     if len(name) > NAME_LENGTH_MAX:
         raise ValueError(
             f"{entry}: a name of {len(name)} characters; at most {NAME_LENGTH_MAX} are taken"
         )
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            f"{entry} is a {type(array).__name__}; pass a numpy.ndarray "
-            "(of a CPU tensor: tensor.numpy())"
-        )
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{entry} is a MaskedArray; pass its .data, the mask is not kept")
     if array.dtype.hasobject:
         raise TypeError(f"{entry} holds Python objects; convert it to a dtype of plain values")
     if array.dtype.names is not None:

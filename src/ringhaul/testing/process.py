@@ -77,7 +77,8 @@ class Process:
                 addresses=(Address(f"192.0.2.{index}", 1000),),
                 min_world_size=min_world_size,
                 coordinator_grace_s=40.0,
-            )
+            ),
+            check_every=1,
         )
         self.is_alive = True
         self.is_paused = False

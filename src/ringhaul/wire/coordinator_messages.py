@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ringhaul.ids import Generation, OpKey, PeerId
-from ringhaul.limits import PEERS_MAX
+from ringhaul.limits import PEERS_MAX, STATE_FELLOWS_MAX, STATE_HOLDERS_MAX
 from ringhaul.wire.fields import (
     boolean,
     one_of,
@@ -21,6 +21,7 @@ from ringhaul.wire.fields import (
     token,
     tuple_of,
     uint,
+    uint_up_to,
 )
 from ringhaul.wire.message import Message, message
 from ringhaul.wire.records import (
@@ -71,7 +72,7 @@ class VoteResult(Message):
     outcome: Annotated[VoteOutcome, one_of(VoteOutcome)]
     generation: Annotated[Generation, uint]
     ring_order: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
     #: Decisions (verdicts and vote results) of a run are numbered from 1.
@@ -149,7 +150,7 @@ class Opened(Message):
     #: By an admission: operations are counted from 0 again.
     admission: Annotated[bool, boolean]
     joined: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     #: How many admissions of this run there were, this one included.
     admissions: Annotated[int, uint] = 0
     #: The last decision before that admission, and before this opening.
@@ -179,7 +180,7 @@ class Began(Message):
     key: Annotated[OpKey, op_key]
     #: Position among all collectives of this member since the last admission.
     call_index: Annotated[int, uint]
-    signature: Annotated[Signature, record_of(Signature)]
+    signature: Annotated[Signature, record_of(Signature, repeats=True)]
     state: Annotated[StateReport | None, optional(record_of(StateReport))] = None
 
 
@@ -245,7 +246,7 @@ class Verdict(Message):
     key: Annotated[OpKey, op_key]
     outcome: Annotated[Outcome, one_of(Outcome)]
     ring_order: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
     #: Decisions (verdicts and vote results) of a run are numbered from 1.
@@ -257,16 +258,29 @@ class Verdict(Message):
 class SyncPlan(Message):
     """Coordinator -> every member in `sync_state`: what was elected, and who fetches it.
 
-    A member that has to fetch gets `holders` to ask, in this order; a holder gets
-    `requesters`, whose tokens it is to accept.
+    A member that has to fetch gets `holders` and `fellows` to dial, all at once: holders have
+    every block, fellows are requesters too and have what they got so far. Everybody gets the
+    `requesters` whose tokens it is to accept.
     """
 
     generation: Annotated[Generation, uint]
     key: Annotated[OpKey, op_key]
     revision: Annotated[int, uint]
     digest: Annotated[bytes, token]
-    holders: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+    holders: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=STATE_HOLDERS_MAX)]
+    fellows: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=STATE_FELLOWS_MAX)]
     requesters: Annotated[tuple[Ticket, ...], tuple_of(record_of(Ticket), max_len=PEERS_MAX)]
+    #: Of all requesters this is number `place`: each begins with other blocks.
+    place: Annotated[int, uint_up_to(PEERS_MAX)] = 0
+    requester_count: Annotated[int, uint_up_to(PEERS_MAX)] = 0
+
+    def problem(self) -> str | None:
+        """Who has nobody to ask fetches nothing."""
+        if self.fellows and not self.holders:
+            return "fellows without a holder"
+        if self.holders and self.place >= self.requester_count:
+            return f"requester {self.place} of {self.requester_count}"
+        return None
 
 
 @message(kind=25)

@@ -1,7 +1,7 @@
 """Messages between peers: the handshake of a data stream, and of a state transfer.
 
 After the handshake a data stream carries segment headers and tensor bytes, and a state
-transfer carries the bytes of the state.
+transfer carries state records and blocks.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class StreamChosen(Message):
 @message(kind=43)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateRequest(Message):
-    """Peer that differs -> holder: send me the elected state of this `sync_state`."""
+    """Peer that differs -> holder or fellow: let me ask for the elected state of this sync."""
 
     version: Annotated[int, uint]
     requester: Annotated[PeerId, peer_id]
@@ -83,7 +83,7 @@ class StateRequest(Message):
 @message(kind=44)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateOffer(Message):
-    """Holder -> requester: so many bytes follow."""
+    """Holder or fellow -> requester: ask. State records follow both ways."""
 
     proof: Annotated[bytes, token]
-    state_bytes: Annotated[int, uint]
+    block_count: Annotated[int, uint]

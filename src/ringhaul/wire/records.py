@@ -7,9 +7,10 @@ from typing import Annotated
 
 from ringhaul.errors import WireError
 from ringhaul.ids import OnLoss, OpKey, PeerId, ReduceOp
-from ringhaul.limits import ADDRESSES_MAX
+from ringhaul.limits import ADDRESSES_MAX, MANIFEST_BYTES_MAX
 from ringhaul.wire.fields import (
     address_host,
+    blob_up_to,
     name_text,
     one_of,
     optional,
@@ -162,3 +163,7 @@ class StateReport:
     revision: Annotated[int, uint]
     digest: Annotated[bytes, token]
     strategy: Annotated[Strategy, one_of(Strategy)]
+    #: What was elected in an earlier attempt of this call, if it is here by now, whole.
+    fetched: Annotated[Content | None, optional(record_of(Content))] = None
+    #: The entries, packed by `state.manifest`: to tell which one differs if layouts do.
+    manifest: Annotated[bytes, blob_up_to(MANIFEST_BYTES_MAX)] = b""

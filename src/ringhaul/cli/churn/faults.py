@@ -24,8 +24,10 @@ _BRIEF_SHARE = 0.5
 #: A long stop has to be noticed within this.
 STOP_NOTICED_S = 30.0
 _COORDINATOR_AWAY_S = (0.1, 3.0)
-_CUTS = ("control", "control", "one", "one", "all", "all", "pause", "block")
+_CUTS = ("control", "control", "one", "one", "all", "all", "pause", "pause-control", "block")
 _PAUSE_S = (0.2, 3.0)
+#: No reason to evict anybody, as a brief stop.
+_PAUSE_CONTROL_S = (0.2, 2.0)
 #: Beyond what makes a link count as stalled.
 _LONG_PAUSE_S = 13.0
 _LONG_PAUSE_SHARE = 0.1
@@ -203,6 +205,8 @@ class Injector:
         if how == "pause":
             is_long = self._dice.random() < _LONG_PAUSE_SHARE
             seconds = _LONG_PAUSE_S if is_long else self._dice.uniform(*_PAUSE_S)
+        if how == "pause-control":
+            seconds = self._dice.uniform(*_PAUSE_CONTROL_S)
         if how == "block":
             seconds = self._dice.uniform(*_BLOCK_S)
             self.block_excused_until = now + seconds + BLOCK_AFTERMATH_S

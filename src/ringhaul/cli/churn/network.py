@@ -161,13 +161,13 @@ class Door:
         source = ""
         if envelope is not None and isinstance(envelope.message, StreamHello):
             source = envelope.message.dialler
-        target = None if self._target is None else await dial(_HOST, self._target)
+        if not first or source in self._blocked or self._target is None:
+            reset(client)
+            return
+        target = await dial(_HOST, self._target)
         if target is None:
             self._close_data()
-        if target is None or not first or source in self._blocked:
             reset(client)
-            if target is not None:
-                reset(target)
             return
         await self._run(Pair(client, target, source), self.data, first, None)
 
@@ -202,6 +202,11 @@ class Door:
         else:
             probe.socket.close()
 
+    def close(self) -> None:
+        """Listen no more. Connections end with the nursery."""
+        self._close_data()
+        self._control_socket.close()
+
     def _close_data(self) -> None:
         if self._data_socket.fileno() != -1:
             self._data_socket.close()
@@ -216,8 +221,8 @@ class Door:
             return self._reset(random.sample(self.data, k=min(1, len(self.data))))
         if how == "all":
             return self._reset(self.data)
-        if how == "pause":
-            paused = list(self.data)
+        if how in ("pause", "pause-control"):
+            paused = list(self.data if how == "pause" else self.control)
             for pair in paused:
                 pair.pause()
             await trio.sleep(seconds)

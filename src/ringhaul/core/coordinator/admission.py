@@ -216,4 +216,5 @@ def report_waiting(run: Run) -> None:
     for member in run.members():
         if run.has_voted(member):
             run.send(member, report)
-    run.log(f"admit waits for {', '.join(missing) or 'more peers to come'}")
+    names = ", ".join(missing) or "more peers to come"
+    run.log(f"admit waits for {names}", event="waiting", missing=names)

@@ -64,6 +64,8 @@ def _find_mismatch(run: Run, group: Group, collective: Collective, peer: Peer) -
             f"{first} called {theirs.signature}, {peer.id} called {message.signature}, "
             f"both as operation {message.key}"
         )
+        if theirs.state is not None and message.state is not None:
+            detail += f": {state_sync.explain_mismatch(theirs, first, message, peer.id)}"
         give_verdict(run, group, message.key, Outcome.MISMATCH, (first, peer.id), detail)
         return True
     return False
@@ -176,7 +178,15 @@ def give_verdict(
         run.send(run.peers[peer_id], verdict)
     if outcome is not Outcome.COMMITTED:
         text = f"generation {group.generation}: {key} {outcome.value} {detail}".rstrip()
-        run.log(text, important=is_begun)
+        run.log(
+            text,
+            important=is_begun,
+            event=outcome.value,
+            group=group.number,
+            generation=group.generation,
+            key=str(key),
+            reason=detail,
+        )
 
 
 def abort_all(run: Run, group: Group, reason: str) -> None:
@@ -218,4 +228,11 @@ def report_waiting(run: Run, group: Group, collective: Collective) -> None:
     for peer_id in collective.began:
         if peer_id in group.ring_order:
             run.send(run.peers[peer_id], report)
-    run.log(f"{report.what} waits for {', '.join(missing)}")
+    run.log(
+        f"{report.what} waits for {', '.join(missing)}",
+        event="waiting",
+        group=group.number,
+        generation=group.generation,
+        key=str(collective.key),
+        missing=", ".join(missing),
+    )

@@ -36,7 +36,8 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
         refuse(run, link, f"this run has {RUN_PEERS_MAX} peers, no more are taken")
         return
     run.arrivals += 1
-    suffix = run.token("peer", run.arrivals, size=3).hex()
+    # peers that came after the last saved one are forgotten with their start, their ids are not
+    suffix = run.token("peer", run.incarnation, run.arrivals, size=3).hex()
     peer_id = PeerId(f"{message.name or 'peer'}-{suffix}")
     if peer_id in run.peers:
         peer_id = PeerId(f"{peer_id}{run.arrivals}")
@@ -63,7 +64,12 @@ def on_hello(run: Run, link: LinkId, host: str, message: Hello) -> None:
         heartbeat_interval_s=run.options.heartbeat_interval_s,
     )
     run.send_unnumbered(peer, welcome)
-    run.log(f"{peer_id} of group {peer.group} is pending, at {seen}")
+    run.log(
+        f"{peer_id} of group {peer.group} is pending, at {seen}",
+        event="pending",
+        peer=peer_id,
+        group=peer.group,
+    )
     journal.save_peer(run, peer)
 
 
@@ -104,14 +110,19 @@ def on_resume(run: Run, link: LinkId, envelope: Envelope, message: Resume) -> No
     run.links[link] = (run.links[link][0], peer.id)
     run.send_unnumbered(peer, Resumed(reset=is_reset))
     run.send_again(peer)
-    run.log(f"{peer.id} {'began its session anew' if is_reset else 'resumed its session'}")
+    run.log(
+        f"{peer.id} {'began its session anew' if is_reset else 'resumed its session'}",
+        event="resumed",
+        peer=peer.id,
+        group=peer.group,
+    )
 
 
 def refuse(run: Run, link: LinkId, reason: str) -> None:
     """Close a connection that has no session, and say why."""
     run.send_to_stranger(link, Refused(reason=reason))
     run.close(link, reason)
-    run.log(f"refused a connection: {reason}")
+    run.log(f"refused a connection: {reason}", event="refused", reason=reason)
 
 
 def on_heartbeat(run: Run, peer: Peer, message: Heartbeat) -> None:
@@ -146,7 +157,13 @@ def on_link_lost(run: Run, link: LinkId, reason: str) -> None:
     peer.link = None
     peer.link_lost_at = run.now
     group = run.group_of(peer)
-    run.log(f"{peer_id}: control connection closed: {reason}")
+    run.log(
+        f"{peer_id}: control connection closed: {reason}",
+        event="away",
+        peer=peer_id,
+        group=peer.group,
+        reason=reason,
+    )
     if not run.is_member(peer) and group.proposal and peer_id in group.proposal.ring_order:
         group.proposal = None  # it cannot join while it is away
 
@@ -159,7 +176,14 @@ def remove(run: Run, peer: Peer, reason: str, *, farewell: bool = True) -> None:
     if peer.link is not None:
         run.close(peer.link, reason)
         peer.link = None  # nothing more is said to it
-    run.log(f"{peer.id} is out: {reason}")
+    run.log(
+        f"{peer.id} is out: {reason}",
+        event="out",
+        peer=peer.id,
+        group=peer.group,
+        generation=group.generation,
+        reason=reason,
+    )
     was_proposed = group.proposal is not None and peer.id in group.proposal.ring_order
     lost_ring = group.ring_order
     if peer.id in lost_ring:

@@ -13,7 +13,7 @@ from ringhaul.ids import NO_GENERATION, Generation, LinkId, OpKey, PeerId
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Began, Report, Verdict, Vote, VoteResult
 from ringhaul.wire.message import Message
-from ringhaul.wire.records import Address, Counts, Ticket
+from ringhaul.wire.records import Address, Content, Counts, Ticket
 from ringhaul.wire.session_messages import Hello
 
 
@@ -181,6 +181,9 @@ class Group:
     breaks: Counter[tuple[PeerId, PeerId]] = field(default_factory=Counter)
     #: Revision and digest of the last committed `sync_state`.
     state: tuple[int, bytes] | None = None
+    #: The last election: its call (keys count from an admission), and what all attempts of
+    #: that are to bring.
+    elected: tuple[Generation, OpKey, Content] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -242,9 +245,9 @@ class Run:
 
     # -- speaking -----------------------------------------------------------------------------
 
-    def log(self, text: str, *, important: bool = True) -> None:
-        """Tell the operator."""
-        self.effects.append(Log(text, important))
+    def log(self, text: str, *, important: bool = True, **facts: str | int) -> None:
+        """Tell the operator; `facts` are for structured logs."""
+        self.effects.append(Log(text, important, facts=tuple(facts.items())))
         if important:
             self.events.append((self.now, text))
 

@@ -137,7 +137,12 @@ def _announce(run: Run, group: Group, joined: tuple[PeerId, ...], *, admission: 
     journal.save_group(run, group)
     run.log(
         f"group {group.number}: generation {group.generation} opened by "
-        f"{'admission' if admission else 'repair'}: {' -> '.join(group.ring_order)}"
+        f"{'admission' if admission else 'repair'}: {' -> '.join(group.ring_order)}",
+        event="opened",
+        group=group.number,
+        generation=group.generation,
+        world_size=len(group.ring_order),
+        by="admission" if admission else "repair",
     )
 
 
@@ -172,7 +177,15 @@ def on_link_failed(run: Run, peer: Peer, message: LinkFailed) -> None:
         ping=accused.ponged + 1,
     )
     group.doubts.append(doubt)
-    run.log(f"{peer.id} has no link with {message.neighbour}: {message.reason}")
+    run.log(
+        f"{peer.id} has no link with {message.neighbour}: {message.reason}",
+        event="link_broken",
+        peer=peer.id,
+        neighbour=message.neighbour,
+        group=group.number,
+        generation=message.generation,
+        reason=message.reason,
+    )
 
 
 def settle_doubts(run: Run, group: Group) -> bool:

@@ -56,6 +56,7 @@ def on_called(state: State, event: CollectiveCalled) -> None:
         key=key,
         call_index=state.call_count - 1,
         asked=event,
+        called_at=state.now,
         deadline_at=deadline_at,
     )
     if event.timeout_s is not None:
@@ -83,7 +84,13 @@ def _begin(state: State, call: Call) -> None:
     required = state.options.min_world_size
     if len(state.ring_order) < required:
         text = f"{len(state.ring_order)} members are left, {required} are required: call admit"
-        error = CollectiveAborted(text, generation=state.generation, tag=call.key.tag)
+        error = CollectiveAborted(
+            text,
+            generation=state.generation,
+            tag=call.key.tag,
+            phase=call.phase,
+            seconds=state.now - call.called_at,
+        )
         del state.calls[call.key]
         state.effects.append(Fail(call.id, error))
         return
@@ -128,6 +135,7 @@ def on_transfer_done(state: State, event: TransferDone) -> None:
     call = state.call_by_id(event.call)
     if call is None or call.attempt != event.generation or call.is_finished:
         return
+    call.fetched = call.elected or call.fetched
     _finish(state, call, event.digest)
 
 
@@ -180,6 +188,7 @@ def on_verdict(state: State, message: Verdict) -> None:
             while len(state.failures) > VERDICTS_KEPT_MAX:
                 state.failures.popitem(last=False)
             if call is not None:
+                call.ended_in = call.phase
                 _drop(state, call)
                 _maybe_fail(state, call)
 
@@ -198,10 +207,10 @@ def _maybe_fail(state: State, call: Call) -> None:
         return
     del state.failures[call.key]
     del state.calls[call.key]
-    state.effects.append(Fail(call.id, error_of(failure.verdict), failure.view))
+    state.effects.append(Fail(call.id, error_of(failure.verdict, call, state.now), failure.view))
 
 
-def error_of(verdict: Verdict) -> RinghaulError:
+def error_of(verdict: Verdict, call: Call, now: float) -> RinghaulError:
     """The exception that a verdict means for the caller."""
     generation, tag, peers = verdict.generation, verdict.key.tag, verdict.culprits
     text = verdict.detail
@@ -224,7 +233,14 @@ def error_of(verdict: Verdict) -> RinghaulError:
             text += "; nobody got a result"
         case _:
             kind = RinghaulError
-    return kind(text, generation=generation, tag=tag, peers=peers)
+    return kind(
+        text,
+        generation=generation,
+        tag=tag,
+        peers=peers,
+        phase=call.ended_in or call.phase,
+        seconds=now - call.called_at,
+    )
 
 
 def give_up(state: State, call: Call, outcome: Outcome, detail: str) -> None:

@@ -4,6 +4,7 @@ Decides when links are made, when a generation is in use, and how an `admit` end
 """
 
 from dataclasses import replace
+from typing import Any
 
 from ringhaul.core.peer import collective, recovery
 from ringhaul.core.peer.model import Admit, Phase, State
@@ -113,7 +114,7 @@ def on_admit_called(state: State, event: AdmitCalled) -> None:
     """The caller is in `admit`: vote, unless this `admit` has already failed for all."""
     deadline_at = float("inf") if event.timeout_s is None else state.now + event.timeout_s
     assert state.admit is None, "two admits at once"
-    state.admit = Admit(id=event.call, deadline_at=deadline_at)
+    state.admit = Admit(id=event.call, called_at=state.now, deadline_at=deadline_at)
     heard = state.vote_results.get(state.admit_index)
     if heard is not None:
         _finish(state, *heard)
@@ -155,6 +156,7 @@ def _finish(state: State, result: VoteResult, view: View) -> None:
     assert state.admit is not None
     call = state.admit.id
     asked = state.admit.asked
+    waited_s = state.now - state.admit.called_at
     state.admit = None
     outcome, detail = result.outcome, result.detail
     if outcome is not VoteOutcome.SKIPPED:
@@ -163,16 +165,21 @@ def _finish(state: State, result: VoteResult, view: View) -> None:
     elif asked is not None:
         outcome, detail = asked.outcome, asked.detail
         state.is_fresh = True  # for the others it never happened
-    facts = {"generation": result.generation, "peers": result.culprits}
+    facts: dict[str, Any] = {
+        "generation": result.generation,
+        "peers": result.culprits,
+        "phase": "admit",
+        "seconds": waited_s,
+    }
     error: RinghaulError
     match outcome:
         case VoteOutcome.UNCHANGED | VoteOutcome.SKIPPED:
             state.effects.append(Complete(call=call, view=view))
             return
         case VoteOutcome.TIMEOUT:
-            error = CallTimeout(f"admit: {detail}", **facts)  # type: ignore[arg-type]
+            error = CallTimeout(f"admit: {detail}", **facts)
         case VoteOutcome.MISMATCH:
-            error = MismatchError(detail, **facts)  # type: ignore[arg-type]
+            error = MismatchError(detail, **facts)
         case VoteOutcome.INTERRUPTED:
-            error = CollectiveAborted(f"admit was interrupted by {detail}", **facts)  # type: ignore[arg-type]
+            error = CollectiveAborted(f"admit was interrupted by {detail}", **facts)
     state.effects.append(Fail(call, error, view))

@@ -21,7 +21,7 @@ from ringhaul.wire.coordinator_messages import (
     VoteResult,
 )
 from ringhaul.wire.message import Message
-from ringhaul.wire.records import Address, Content, Counts
+from ringhaul.wire.records import Address, CollectiveKind, Content, Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,7 @@ class Call:
     key: OpKey
     call_index: int
     asked: CollectiveCalled
+    called_at: float
     deadline_at: float
     #: The generation whose attempt is under way; None between attempts.
     attempt: Generation | None = None
@@ -66,8 +67,22 @@ class Call:
     #: Of the result, once it is finished.
     digest: bytes | None = None
     gave_up: bool = False
-    #: What `sync_state` elected; None until the plan is here.
+    #: What this attempt of a `sync_state` shall bring, None until the plan is here; and what is
+    #: here, of any attempt.
     elected: Content | None = None
+    fetched: Content | None = None
+    #: The phase in which a verdict ended it.
+    ended_in: str | None = None
+
+    @property
+    def phase(self) -> str:
+        """How far it is, for people."""
+        if self.attempt is None:
+            return "waiting for a new ring"
+        if self.is_finished:
+            return "waiting for the others to finish"
+        is_sync = self.asked.signature.kind is CollectiveKind.SYNC_STATE
+        return "waiting for the election" if is_sync and self.elected is None else "moving data"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +90,7 @@ class Admit:
     """An `admit` that the caller waits for."""
 
     id: CallId
+    called_at: float
     deadline_at: float
     #: As it was sent last; None if the result was here before.
     vote: Vote | None = None
@@ -208,9 +224,9 @@ class State:
         )
         self.effects.append(Send(self.link, envelope))
 
-    def log(self, text: str, *, important: bool = True) -> None:
+    def log(self, text: str, *, important: bool = True, urgent: bool = False) -> None:
         """Tell the operator."""
-        self.effects.append(Log(text, important))
+        self.effects.append(Log(text, important, urgent))
 
     def stop(self, error: RinghaulError | None) -> None:
         """End it all; the runner fails the calls that are open."""

@@ -90,10 +90,13 @@ def _report_call(state: State, call: Call) -> None:
 def began_of(call: Call) -> Began:
     """The message that says that an attempt is under way."""
     assert call.attempt is not None
+    report = call.asked.state
+    if report is not None and call.fetched is not None:
+        report = replace(report, fetched=call.fetched)
     return Began(
         generation=call.attempt,
         key=call.key,
         call_index=call.call_index,
         signature=call.asked.signature,
-        state=call.asked.state,
+        state=report,
     )

@@ -37,6 +37,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         Replies,
         lambda: IncomingSegments("raw", is_posted=True),
         lambda: IncomingSegments("raw", is_posted=False),
+        lambda: IncomingSegments("raw+zstd", is_posted=True),
         lambda: IncomingSegments("uint8+zstd", is_posted=True),
         lambda: IncomingSegments("uint4", is_posted=False),
         lambda: EncodedSegments("raw+zstd"),

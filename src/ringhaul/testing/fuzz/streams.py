@@ -14,6 +14,7 @@ from ringhaul.io.coded_transfer import CodedTransfer
 from ringhaul.io.incoming import IncomingLink
 from ringhaul.io.listener import Listener
 from ringhaul.io.outgoing import OutgoingLink
+from ringhaul.io.packed_transfer import PackedTransfer
 from ringhaul.io.plane import DataPlane
 from ringhaul.io.reactor import READ
 from ringhaul.io.ring_transfer import RingTransfer
@@ -55,6 +56,8 @@ def _transfer(rank: int, codec: str) -> RingTransfer:
     if codec == "raw":
         return RingTransfer(**facts)
     coder = SegmentCoder(find_codec(codec), ReduceOp.SUM, own.dtype, 2)
+    if coder.is_raw and coder.compressor is not None:
+        return PackedTransfer(compressor=coder.compressor, **facts)
     return CodedTransfer(coder=coder, **facts)
 
 

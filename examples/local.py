@@ -1,0 +1,93 @@
+"""What the examples share: where the coordinator is, and a run of several peers on one machine."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import ringhaul
+
+
+def add_network_options(parser):
+    """The options that say where and with whom."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--coordinator",
+        default=os.environ.get("RINGHAUL_COORDINATOR", "127.0.0.1:48148"),
+        metavar="HOST:PORT",
+        help="default: RINGHAUL_COORDINATOR, else 127.0.0.1:48148",
+    )
+    group.add_argument("--name", help="of this peer, in messages and metrics")
+    group.add_argument(
+        "--listen", metavar="HOST:PORT", help="for other peers' data; default: any free port"
+    )
+    group.add_argument(
+        "--advertise",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="where others reach this peer, if that is not where it listens (NAT)",
+    )
+    group.add_argument("--min-peers", type=int, default=1, help="wait until so many are there")
+    group.add_argument(
+        "--local", type=int, metavar="N", help="start a coordinator and N peers on this machine"
+    )
+
+
+def connect(args):
+    """A communicator, as the options say."""
+    return ringhaul.connect(
+        args.coordinator,
+        name=args.name,
+        listen=args.listen,
+        advertise=args.advertise,
+        min_world_size=args.min_peers,
+    )
+
+
+@contextlib.contextmanager
+def local_coordinator():
+    """A coordinator on a free port of this machine; gives its address."""
+    words = ["coordinator", "--listen", "127.0.0.1:0", "--new", "--json"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ringhaul", *words], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield json.loads(child.stdout.readline())["address"]
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def without_local(words):
+    """The options of a peer, from those of the run."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and not word.startswith("--local"):
+            kept.append(word)
+        skip = word == "--local"
+    return kept
+
+
+def start_peer(script, address, name, words, **options):
+    """One more process of the script."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return subprocess.Popen(
+        [sys.executable, script, *words, "--coordinator", address, "--name", name],
+        env=environment,
+        **options,
+    )
+
+
+def start_local(script, count):
+    """Run the script `count` times on this machine, wait; the worst exit code."""
+    words = without_local(sys.argv[1:])
+    with local_coordinator() as address:
+        peers = [start_peer(script, address, f"peer{i}", words) for i in range(count)]
+        try:
+            return max(abs(peer.wait()) for peer in peers)
+        except KeyboardInterrupt:
+            for peer in peers:
+                peer.terminate()
+            return 130

@@ -1,0 +1,142 @@
+"""The content of a state, and the elected one on its way here. Decides what is to be fetched.
+
+Nothing here touches a caller's array before `Stage.publish`.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ringhaul.state.digest import (
+    DIGEST_BYTES,
+    AnyArray,
+    Mapper,
+    block_digest,
+    block_digests,
+    byte_view,
+    digest_of_blocks,
+    layout_of,
+)
+
+
+class HashedState:
+    """What a state holds when it is compared: the memory of its entries, and their digests.
+
+    The arrays stay the caller's; the digests are those of the time they were taken.
+    """
+
+    def __init__(self, arrays: Mapping[str, AnyArray], mapper: Mapper = map) -> None:
+        """Hash the arrays.
+
+        Raises:
+            ValueError: an array is not C-contiguous.
+            TypeError: a dtype holds objects or named fields.
+        """
+        self.layout = layout_of(arrays)
+        self.views = [byte_view(arrays[entry.name]) for entry in self.layout.entries]
+        #: Of all blocks, one after the other.
+        self.block_digests = block_digests(self.views, mapper)
+        self.digest = digest_of_blocks(self.layout, self.block_digests)
+
+    def block(self, index: int) -> memoryview:
+        """The caller's memory of one block."""
+        entry_index, start, stop = self.layout.span(index)
+        return self.views[entry_index][start:stop]
+
+
+class Stage:
+    """The elected content: own blocks that are the same, and fetched ones in a private buffer.
+
+    Attributes:
+        needed: numbers of the blocks that differ, in order.
+    """
+
+    def __init__(self, content: HashedState, elected_digests: bytes, digest: bytes) -> None:
+        """Compare own block digests with the elected ones.
+
+        Raises:
+            ValueError: `elected_digests` are not those of the content with this `digest`.
+        """
+        if digest_of_blocks(content.layout, elected_digests) != digest:
+            raise ValueError("the block digests are not those of the elected content")
+        self.content = content
+        self.layout = content.layout
+        self.digest = digest
+        self.elected_digests = elected_digests
+        count = self.layout.block_count
+        own, elected = (
+            np.frombuffer(digests, np.uint8).reshape(count, DIGEST_BYTES)
+            for digests in (content.block_digests, elected_digests)
+        )
+        self.needed: list[int] = np.flatnonzero((own != elected).any(axis=1)).tolist()
+        #: Of each needed block: where it begins in the buffer.
+        self._offsets: dict[int, int] = {}
+        end = 0
+        for index in self.needed:
+            self._offsets[index] = end
+            end += self.layout.size(index)
+        self.needed_bytes = end
+        # not zeroed first, and in large pages where the system has them
+        self._buffer = np.empty(end, np.uint8).data
+        self._verified: set[int] = set()
+        #: Needed blocks that are here, in the order in which they came.
+        self.arrived: list[int] = []
+
+    @property
+    def is_whole(self) -> bool:
+        """Is every needed block here?"""
+        return len(self._verified) == len(self.needed)
+
+    @property
+    def missing(self) -> list[int]:
+        """Needed blocks that are not here."""
+        return [index for index in self.needed if index not in self._verified]
+
+    def is_here(self, index: int) -> bool:
+        """Can this block be served?"""
+        return index not in self._offsets or index in self._verified
+
+    def slot(self, index: int) -> memoryview:
+        """Where a needed block is to be written, if it is not here."""
+        start = self._offsets[index]
+        return self._buffer[start : start + self.layout.size(index)]
+
+    def accept(self, index: int, block: memoryview | bytes | None = None) -> bool:
+        """Verify a needed block, and keep it; False if it is not the elected one.
+
+        Args:
+            index: of a block that is not here yet.
+            block: its bytes, which are copied; None: its `slot` has been written.
+        """
+        assert index not in self._verified
+        found = self.slot(index) if block is None else block
+        if len(found) != self.layout.size(index):
+            return False
+        elected = self.elected_digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+        if block_digest(found) != elected:
+            return False
+        if block is not None:
+            self.slot(index)[:] = block
+        self._verified.add(index)
+        self.arrived.append(index)
+        return True
+
+    def block(self, index: int) -> memoryview:
+        """A block that is here, to be served."""
+        assert self.is_here(index)
+        return self.slot(index) if index in self._offsets else self.content.block(index)
+
+    def publish(self) -> None:
+        """Copy what was fetched into the caller's arrays.
+
+        NumPy releases the interpreter lock while it copies.
+        """
+        assert self.is_whole
+        for index in self.needed:
+            target = np.frombuffer(self.content.block(index), np.uint8)
+            np.copyto(target, np.frombuffer(self.slot(index), np.uint8))
+
+
+def own_stage(content: HashedState) -> Stage:
+    """The stage of who holds the elected content: nothing is needed."""
+    return Stage(content, content.block_digests, content.digest)

@@ -1,0 +1,220 @@
+"""A transfer's two ends over a pair of sockets, one of them sound, the other not."""
+
+import socket
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import trio
+import trio.lowlevel
+
+from ringhaul.ids import Generation, OpKey, PeerId
+from ringhaul.io.sockets import DataSocket, StreamEnded
+from ringhaul.io.state_lane import Lane
+from ringhaul.io.state_serve import Pacer, StateServer
+from ringhaul.limits import STATE_BLOCK_BYTES
+from ringhaul.quant.compression import Compressor
+from ringhaul.state.content import HashedState, Stage, own_stage
+from ringhaul.state.plan import FetchPlan
+from ringhaul.wire.coordinator_messages import SyncPlan
+from ringhaul.wire.peer_messages import StateOffer, StateRequest
+from ringhaul.wire.records import Ticket
+from ringhaul.wire.state_records import Kind, Packing, StateRecord
+
+Pair = tuple[DataSocket, DataSocket]
+KEY = OpKey(None, 0)
+
+
+def content(value: int) -> HashedState:
+    return HashedState({"w": np.full(2 * STATE_BLOCK_BYTES // 4 + 3, value, np.float32)})
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+    ends = DataSocket(near), DataSocket(far)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+async def ask(server: StateServer, pair: Pair, records: bytes) -> str:
+    """Have these bytes answered after the handshake; how does it end?"""
+    near, far = pair
+    request = StateRequest(
+        version=1,
+        requester=PeerId("r"),
+        holder=PeerId("h"),
+        generation=Generation(1),
+        key=KEY,
+        token=b"t" * 16,
+    )
+    served = await server.find(request)
+    assert served is not None
+    ends: list[str] = []
+
+    async def answer() -> None:
+        try:
+            await server.answer(request, served, far)
+        except StreamEnded as error:
+            ends.append(str(error))
+        far.close()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            offer = (await near.receive_message()).message
+            assert isinstance(offer, StateOffer)
+            await near.send_all(records)
+            while not ends:
+                await trio.lowlevel.checkpoint()
+    return ends[0]
+
+
+def serving(what: HashedState) -> StateServer:
+    server = StateServer()
+    ticket = Ticket(PeerId("r"), (), b"t" * 16, b"p" * 16)
+    plan = SyncPlan(
+        generation=Generation(1),
+        key=KEY,
+        revision=0,
+        digest=what.digest,
+        holders=(),
+        fellows=(),
+        requesters=(ticket,),
+    )
+    server.serve(plan, own_stage(what), None)
+    return server
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (b"\0" * 16, "state record"),
+        (b"\xff" * 16, "state record"),
+        (StateRecord(Kind.BLOCK, 0, 1).encode(), "sends BLOCK"),
+        (StateRecord(Kind.WANT, 3, 1).encode(), "asks for blocks 3"),
+        (StateRecord(Kind.WANT, 0, 4).encode(), "asks for blocks 0"),
+        (StateRecord(Kind.WANT, 0, 0).encode(), "asks for blocks 0"),
+        (StateRecord(Kind.WANT, 2**61, 1).encode(), "asks for blocks"),
+        (StateRecord(Kind.WANT, 0, 3).encode() * 100, "asks for more than it takes"),
+    ],
+)
+async def test_a_requester_that_breaks_the_rules_is_left(
+    pair: Pair, records: bytes, reason: str
+) -> None:
+    assert reason in await ask(serving(content(1)), pair, records)
+
+
+async def test_a_token_that_is_not_known_is_refused() -> None:
+    request = StateRequest(
+        version=1,
+        requester=PeerId("r"),
+        holder=PeerId("h"),
+        generation=Generation(1),
+        key=KEY,
+        token=b"w" * 16,
+    )
+
+    assert await serving(content(1)).find(request) is None
+
+
+class Asking:
+    """A lane that has asked for everything; the other end is the test's."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.elected, mine = content(1), content(0)
+        self.stage = Stage(mine, self.elected.block_digests, self.elected.digest)
+        self.plan = FetchPlan(
+            self.stage.needed,
+            self.stage.layout.block_count,
+            self.stage.layout.size,
+            request_bytes=1,
+        )
+        self.arrived: list[tuple[int, bool]] = []
+        near, self.far = pair
+        self.lane = Lane(near, self.plan, self.stage, is_holder=True, claims={}, on_block=self.take)
+        self.asked = self.lane.ask()
+
+    def take(self, lane: Lane, index: int, block: memoryview | None, size: int) -> None:
+        is_good = self.stage.accept(index, block)
+        self.plan.on_block(lane.source, index, 0.0, is_good=is_good)
+        self.arrived.append((index, is_good))
+
+    async def receive(self, data: bytes) -> None:
+        """Everything that the other end sends."""
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.far.send_all, data)
+                got = 0
+                while got < len(data):
+                    self.lane.read_bytes = 0
+                    if not self.lane.read_nowait():
+                        await self.lane.wait()
+                    got += self.lane.read_bytes
+
+
+async def test_blocks_that_were_asked_for_arrive_in_any_order(pair: Pair) -> None:
+    asking = Asking(pair)
+    blocks = [bytes(asking.elected.block(index)) for index in (1, 0)]
+
+    heads = [StateRecord(Kind.BLOCK, index, STATE_BLOCK_BYTES).encode() for index in (1, 0)]
+    await asking.receive(heads[0] + blocks[0] + heads[1] + blocks[1])
+
+    assert asking.arrived == [(1, True), (0, True)]
+    assert asking.stage.needed == [0, 1, 2]
+
+
+async def test_a_compressed_block_is_unpacked(pair: Pair) -> None:
+    asking = Asking(pair)
+    packed = Compressor().shorter(np.frombuffer(asking.elected.block(0), np.uint8), 4)
+    assert packed is not None
+    assert len(packed) < STATE_BLOCK_BYTES / 10
+
+    head = StateRecord(Kind.BLOCK, 0, len(packed), Packing.ZSTD).encode()
+    await asking.receive(head + packed)
+
+    assert asking.arrived == [(0, True)]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\0" * 16, "state record"),
+        (StateRecord(Kind.WANT, 0, 1).encode(), "WANT was not asked for"),
+        (StateRecord(Kind.LIST, 0, 1).encode(), "LIST was not asked for"),
+        (StateRecord(Kind.BLOCK, 2, 12).encode(), "block 2 was not asked for"),
+        (StateRecord(Kind.BLOCK, 2**61, 12).encode(), "was not asked for"),
+        (StateRecord(Kind.BLOCK, 0, 12).encode(), "instead of"),
+        (StateRecord(Kind.BLOCK, 0, 2**32 - 1, Packing.ZSTD).encode(), "instead of"),
+        (StateRecord(Kind.BLOCK, 0, 9, Packing.ZSTD).encode() + b"garbage.\1", "zstandard"),
+        (StateRecord(Kind.BLOCK, 0, 9, Packing.ZSTD).encode() + b"garbage.\7", "zstandard refuses"),
+        (StateRecord(Kind.HAVE, 2, 2).encode(), "has blocks"),
+        (StateRecord(Kind.HAVE, 2**61, 0).encode(), "has blocks"),
+    ],
+)
+async def test_a_source_that_breaks_the_rules_is_left(pair: Pair, data: bytes, reason: str) -> None:
+    asking = Asking(pair)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(StreamEnded, match=reason)):
+        await asking.receive(data)
+
+
+async def test_a_lane_that_ends_leaves_its_blocks_to_others(pair: Pair) -> None:
+    asking = Asking(pair)
+    assert asking.asked
+    asking.lane.end()
+
+    assert asking.plan.next_request(asking.plan.add_source(is_holder=True), 0.0) is not None
+
+
+async def test_an_upload_budget_spaces_what_leaves(autojump_clock: trio.testing.MockClock) -> None:
+    pacer = Pacer(1e6)
+    started_at = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(pacer.pay, 500_000)
+
+    assert trio.current_time() - started_at == pytest.approx(4.5)
