@@ -218,7 +218,7 @@ async def test_a_stream_that_delivers_nothing_for_long_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "RESEND_AFTER_S", 0.01)
-    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
+    monkeypatch.setattr(limits, "LINK_STALLED_S", 1.0)
     async with two_sides(streams=2, unread=1) as sides:
         list(begin(sides, ELEMENTS))
         await sides[0].is_troubled.wait()
