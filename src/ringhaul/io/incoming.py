@@ -230,6 +230,7 @@ class IncomingStream:
         if header.generation > self._sink.generation:
             self._is_paused = True
             self._held_at = 0.0
+            self.sock.set_low_water(1)  # its payload may be smaller than those before it
             self._sink.on_under_way()
             self._watch()
             return False

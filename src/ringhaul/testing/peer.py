@@ -4,6 +4,7 @@
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ringhaul import limits
 from ringhaul.communicator import Communicator
 from ringhaul.errors import RinghaulError
 from ringhaul.io.calls import ReduceCall
@@ -89,6 +91,8 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
         if out is None:
             np.copyto(array, own)
         try:
+            if options.hold_lock_s:
+                hold_interpreter_lock(options.hold_lock_s)
             if options.admit:
                 comm.admit()
             if round_index == options.die_in_round:
@@ -213,6 +217,11 @@ def die_at_operation(count: int) -> None:
     Batch._prepare = prepare_or_die  # type: ignore[assignment, method-assign]
 
 
+def hold_interpreter_lock(duration_s: float) -> None:
+    """As an extension does that computes without releasing the lock: no thread runs."""
+    ctypes.PyDLL(None).usleep(ctypes.c_uint(int(duration_s * 1e6)))
+
+
 def die() -> None:
     """Say so, then end as SIGKILL ends a process."""
     say("dying")
@@ -243,7 +252,13 @@ def main() -> None:
     parser.add_argument("--revision", type=int, default=0)
     parser.add_argument("--upload-bytes-per-s", type=float)
     parser.add_argument("--die-at-block", type=int, default=0, help="given, or received if stale")
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER")
+    parser.add_argument("--hold-lock-s", type=float, help="of the interpreter, before each round")
     options = parser.parse_args()
+    for limit in options.limit:
+        limit_name, _, number = limit.partition("=")
+        assert hasattr(limits, limit_name), limit_name
+        setattr(limits, limit_name, float(number))
     name = f"w{options.index}"
     with connect(options.address, name=name, min_world_size=options.min_world_size) as comm:
         say("joined", peer=comm.peer_id, rank=comm.rank, world_size=comm.world_size)
