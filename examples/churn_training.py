@@ -2,9 +2,9 @@
 
     python examples/churn_training.py --seconds 120 --every 10 --plot churn.png
 
-starts a coordinator and three peers of `examples/diloco_gpt.py` on this machine, and then, `--every`
-seconds after all that live have ended a round, kills one (SIGKILL) or starts one, keeping between
-one and `--peers-max`.
+starts a coordinator and three peers of `examples/diloco_gpt.py` on this machine, and then,
+`--every` seconds after all that live have ended a round, kills one (SIGKILL) or starts one,
+keeping between one and `--peers-max`.
 Options after `--` go to `diloco_gpt.py`:
 
     python examples/churn_training.py --seconds 60 -- --mode streaming --codec uint4
