@@ -58,6 +58,9 @@ SESSION_GRACE_S = 10.0
 #: A coordinator that was started again takes nobody for absent before this: peers redial
 #: every REDIAL_INTERVAL_S. Without a journal nobody founds a run before, either.
 RESUME_WAIT_S = 3.0
+#: After a restart so many numbers of generations are left out: the last proposals may have
+#: reached only peers that are away.
+GENERATIONS_SKIPPED = 100
 #: Peers wait so long for a coordinator that is away.
 COORDINATOR_GRACE_S = 300.0
 #: A peer hears nothing from the coordinator for so long: it closes and redials.

@@ -127,7 +127,7 @@ def test_an_abort_that_one_has_heard_is_followed_by_a_new_generation(again: Agai
     again.wait(3.0, heard=RING)
 
     assert again.heard("b", Verdict)[0] == verdict
-    assert [again.heard(name, Proposal)[0].generation for name in RING] == [5, 5, 5]
+    assert [again.heard(name, Proposal)[0].generation for name in RING] == [105, 105, 105]
 
 
 def test_who_has_not_finished_what_others_committed_is_out(again: Again) -> None:
@@ -269,7 +269,7 @@ def test_a_sync_of_which_nobody_knows_what_was_elected_runs_again(again: Again) 
     again.wait(3.0, heard=RING)
 
     assert [again.verdicts(name) for name in RING] == [[Outcome.ABORTED]] * 3
-    assert again.heard("a", Proposal)[0].generation == 5
+    assert again.heard("a", Proposal)[0].generation == 105
 
 
 def test_the_last_committed_state_is_known_from_the_members(again: Again) -> None:

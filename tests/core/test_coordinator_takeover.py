@@ -118,7 +118,7 @@ def test_who_is_lost_by_the_journal_is_not_awaited() -> None:
         again.back(name, BEGAN)
 
     assert again.heard("a", Proposal)[0].ring_order == RING[:2]
-    assert again.heard("a", Proposal)[0].generation == 7  # above what was proposed
+    assert again.heard("a", Proposal)[0].generation == 107  # above what was proposed
 
 
 def test_a_stranger_that_claims_a_session_is_refused_by_the_journal() -> None:

@@ -12,8 +12,8 @@ from ringhaul.core.coordinator import collectives, journal, members
 from ringhaul.core.coordinator.model import Group, Peer, Recovery, Run, Wanted
 from ringhaul.core.coordinator.reports import Told, read_reports
 from ringhaul.errors import ProtocolError
-from ringhaul.ids import LinkId, PeerId
-from ringhaul.limits import INCARNATION_MAX, UNACKNOWLEDGED_MAX
+from ringhaul.ids import Generation, LinkId, PeerId
+from ringhaul.limits import GENERATIONS_SKIPPED, INCARNATION_MAX, UNACKNOWLEDGED_MAX
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Finished,
@@ -243,7 +243,9 @@ def _go_on(run: Run, recovery: Recovery, told: Told) -> None:
     """Put a group into the newest generation that any member knows, and tell what stands."""
     group = told.group
     opened = told.opened
-    group.proposed_generation = max(group.proposed_generation, told.proposed_generation)
+    known = max(group.proposed_generation, told.proposed_generation)
+    if known:  # what was proposed to peers that are away, and is in no journal, is not used again
+        group.proposed_generation = Generation(known + GENERATIONS_SKIPPED)
     group.state = told.state or group.state
     for peer_id, reason in told.outsiders.items():
         recovery.missing.setdefault(peer_id, reason)
