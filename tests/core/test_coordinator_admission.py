@@ -246,3 +246,23 @@ def test_an_unknown_link_is_ignored(script: Script) -> None:
     coordinator: Coordinator = script.coordinator
 
     assert coordinator.step(LinkLost(LinkId(99), "late"), 0.0) == []
+
+
+def test_a_peer_that_asks_for_a_larger_world_holds_up_nobody_else(trio_of: Script) -> None:
+    trio_of.connect("greedy", min_world_size=1000)
+    trio_of.connect("d")
+    for name in ("a", "b", "c"):
+        trio_of.vote(name)
+    trio_of.ready("a", "b", "c", "d")
+
+    assert len(trio_of.ring()) == 4
+    assert trio_of.heard("greedy", Proposal) == []
+
+
+def test_a_peer_that_asks_for_a_larger_world_does_not_keep_others_from_founding() -> None:
+    script = Script()
+    script.connect("greedy", min_world_size=1000)
+    script.found("a", "b")
+
+    assert len(script.ring()) == 2
+    assert script.heard("greedy", Proposal) == []

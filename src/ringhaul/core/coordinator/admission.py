@@ -156,33 +156,29 @@ def maybe_admit(run: Run) -> bool:
     if not all(run.has_voted(member) for member in members):
         return False
     groups = list(run.groups.values())
-    if not members:
-        groups = [g for g in groups if len(run.joinable(g)) >= required_size(run, g)]
-    elif _find_differing_counts(run):
+    if _find_differing_counts(run):
         return True
-    elif any(g.ring_order and _size_after(run, g) < required_size(run, g) for g in groups):
+    if any(size_after(run, g) < required_size(run, g) for g in groups if g.ring_order):
         return False  # admit waits for more
-    else:
-        groups = [
-            g for g in groups if g.ring_order or len(run.joinable(g)) >= required_size(run, g)
-        ]
-    if not any(run.joinable(group) for group in groups):
+    joining = {group.number for group in groups if run.admissible(group)}
+    if not joining:
         if members:
             _finish(run, VoteOutcome.UNCHANGED)
         return bool(members)
     for group in groups:
-        group.wanted = Wanted.ADMISSION
+        if group.ring_order or group.number in joining:
+            group.wanted = Wanted.ADMISSION
     return True
 
 
-def _size_after(run: Run, group: Group) -> int:
-    return len(group.ring_order) + len(run.joinable(group))
+def size_after(run: Run, group: Group) -> int:
+    """How large the ring would be after an admission."""
+    return len(group.ring_order) + len(run.admissible(group))
 
 
 def required_size(run: Run, group: Group) -> int:
-    """How many have to be there: the largest `min_world_size` of the group's peers."""
-    peers = [peer for peer in run.peers.values() if peer.group == group.number]
-    return max((peer.min_world_size for peer in peers), default=1)
+    """How many have to be there before `admit` returns: the members' `min_world_size`."""
+    return max((run.peers[p].min_world_size for p in group.ring_order), default=1)
 
 
 def _find_differing_counts(run: Run) -> bool:

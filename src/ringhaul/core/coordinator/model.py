@@ -326,6 +326,19 @@ class Run:
         """All members of all groups."""
         return [self.peers[p] for g in self.groups.values() for p in g.ring_order]
 
+    def admissible(self, group: Group) -> list[Peer]:
+        """Those of the joinable peers whose `min_world_size` the ring would reach with them.
+
+        One that asks for more waits, and holds up nobody else.
+        """
+        joining = self.joinable(group)
+        while True:
+            size = len(group.ring_order) + len(joining)
+            content = [peer for peer in joining if peer.min_world_size <= size]
+            if len(content) == len(joining):
+                return content
+            joining = content
+
     def joinable(self, group: Group) -> list[Peer]:
         """Pending peers of a group that are connected, oldest first."""
         return [

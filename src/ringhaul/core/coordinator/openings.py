@@ -24,7 +24,7 @@ def propose(run: Run, group: Group) -> None:
     """
     assert group.wanted is not None
     group.doubts.clear()
-    joining = run.joinable(group) if group.wanted is Wanted.ADMISSION else []
+    joining = run.admissible(group) if group.wanted is Wanted.ADMISSION else []
     wish = [*group.ring_order, *(peer.id for peer in joining)]
     if not wish:
         group.wanted = None

@@ -106,7 +106,7 @@ def _wait_of(run: Run, peer: Peer) -> str:
     if group.wanted is not None:
         return f"a new ring: {_opening(group)}"
     if not run.is_member(peer):
-        return _wait_of_pending(run, group)
+        return _wait_of_pending(run, group, peer)
     if run.has_voted(peer):
         missing = [p for p in admission.missing_votes(run) if p != peer.id]
         return f"admit: {_names(missing) or 'more peers to come, or open operations'}"
@@ -118,10 +118,10 @@ def _wait_of(run: Run, peer: Peer) -> str:
     return ""
 
 
-def _wait_of_pending(run: Run, group: Group) -> str:
+def _wait_of_pending(run: Run, group: Group, peer: Peer) -> str:
     """Why a pending peer is not let in."""
     here = len(group.ring_order) + len(run.joinable(group))
-    required = admission.required_size(run, group)
+    required = max(peer.min_world_size, admission.required_size(run, group))
     if here < required:
         return f"{required - here} more peers: min_world_size is {required}"
     missing = admission.missing_votes(run)
