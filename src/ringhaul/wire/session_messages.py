@@ -55,11 +55,7 @@ class Hello(Message):
 
     def problem(self) -> str | None:
         """A peer has to listen somewhere, and counts itself."""
-        if not self.addresses:
-            return "no address to reach the peer at"
-        if self.min_world_size < 1:
-            return "min_world_size is 0"
-        return None
+        return _find_problem(self)
 
 
 @message(kind=2)
@@ -80,11 +76,15 @@ class Resume(Message):
 
     def problem(self) -> str | None:
         """What a `Hello` may not say, a `Resume` may not either."""
-        if not self.addresses:
-            return "no address to reach the peer at"
-        if self.min_world_size < 1:
-            return "min_world_size is 0"
-        return None
+        return _find_problem(self)
+
+
+def _find_problem(message: Hello | Resume) -> str | None:
+    if not message.addresses:
+        return "no address to reach the peer at"
+    if message.min_world_size < 1:
+        return "min_world_size is 0"
+    return None
 
 
 @message(kind=3)
