@@ -136,9 +136,10 @@ class Run:
             case "diloco":
                 return kinds.DiLoCo(model, inner, comm, args.inner_steps, codec=codec)
             case "delayed" | "eager" as method:
+                late = ringhaul.diloco.nesterov(args.delayed_lr, args.delayed_momentum)
                 return kinds.DelayedDiLoCo(
-                    model, inner, comm, args.inner_steps, eager=method == "eager", codec=codec,
-                    outer_optimizer=ringhaul.diloco.nesterov(args.delayed_lr, 0.9),
+                    model, inner, comm, args.inner_steps, eager=method == "eager",
+                    outer_optimizer=late, codec=codec,
                 )  # fmt: skip
             case _:
                 return kinds.StreamingDiLoCo(
@@ -256,9 +257,9 @@ class Run:
 
 def settings(args: argparse.Namespace) -> Iterator[Setting]:
     """All that were asked for; the baselines first."""
-    for seed in range(args.seeds):
-        yield Setting("one process", "raw", False, seed)
-    for method, codec in itertools.product(("data-parallel", *args.methods), args.codecs):
+    for method, codec in itertools.product(args.methods, args.codecs):
+        if method == "one process" and codec != args.codecs[0]:
+            continue
         for has_churn in (False, True) if method in LOOPS else (False,):
             if has_churn and codec not in args.churn_codecs:
                 continue
@@ -276,13 +277,14 @@ def parse() -> argparse.Namespace:
     add("--peers", type=int, default=4)
     add("--steps", type=int, default=500, help="inner steps of each peer")
     add("--inner-steps", type=int, default=25, help="to a round")
-    add("--methods", type=words, default=list(LOOPS))
+    add("--methods", type=words, default=["one process", "data-parallel", *LOOPS])
     add("--codecs", type=words, default=["raw", "uint8", "uint4"])
     add("--churn-codecs", type=words, default=["raw", "uint8", "uint4"])
     add("--churn-every", type=int, default=3, help="rounds between two events")
     add("--fragments", type=int, default=3)
     add("--overlap", type=int, default=3)
-    add("--delayed-lr", type=float, default=0.7, help="outer learning rate of the delayed ones")
+    add("--delayed-lr", type=float, default=0.4, help="outer learning rate of the delayed ones")
+    add("--delayed-momentum", type=float, default=0.5)
     add("--seeds", type=int, default=3)
     add("--width", type=int, default=48)
     add("--layers", type=int, default=3)

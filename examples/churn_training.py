@@ -2,8 +2,9 @@
 
     python examples/churn_training.py --seconds 120 --every 10 --plot churn.png
 
-starts a coordinator and three peers of `examples/diloco_gpt.py` on this machine, and then, every
-`--every` seconds, kills one (SIGKILL) or starts one, keeping between one and `--peers-max`.
+starts a coordinator and three peers of `examples/diloco_gpt.py` on this machine, and then,
+`--every` seconds after all that live have ended a round, kills one (SIGKILL) or starts one,
+keeping between one and `--peers-max`.
 Options after `--` go to `diloco_gpt.py`:
 
     python examples/churn_training.py --seconds 60 -- --mode streaming --codec uint4
@@ -31,7 +32,7 @@ def parse():
     )
     add = parser.add_argument
     add("--seconds", type=float, default=120.0)
-    add("--every", type=float, default=10.0, help="seconds between two events")
+    add("--every", type=float, default=10.0, help="seconds before each event")
     add("--peers", type=int, default=3, help="at the start")
     add("--peers-max", type=int, default=4)
     add("--seed", type=int, default=0, help="of the schedule")
@@ -80,6 +81,13 @@ class Story:
         else:
             self.start()
 
+    def all_train(self):
+        """Has every living peer ended a round?"""
+        return all(
+            any(path.stat().st_size for path in self.folder.glob(f"{name}-*.jsonl"))
+            for name in self.peers
+        )
+
     def check_alive(self):
         """Nobody may end but by our hand."""
         for name, peer in self.peers.items():
@@ -99,6 +107,22 @@ def check(rows):
     return len(several)
 
 
+def run(story, args):
+    """Events, each some seconds after all that live have ended a round."""
+    began_at = next_at = None
+    while began_at is None or time.monotonic() < began_at + args.seconds:
+        time.sleep(0.1)
+        story.check_alive()
+        if not story.all_train():
+            next_at = None
+        elif next_at is None:
+            began_at = began_at or time.monotonic()
+            next_at = time.monotonic() + args.every
+        elif time.monotonic() >= next_at:
+            story.disturb()
+            next_at = None
+
+
 def main():
     """Train, disturb, check, plot."""
     args = parse()
@@ -108,14 +132,7 @@ def main():
         try:
             for _ in range(args.peers):
                 story.start()
-            end_at = time.monotonic() + args.seconds
-            next_at = time.monotonic() + args.every
-            while time.monotonic() < end_at:
-                time.sleep(0.1)
-                story.check_alive()
-                if time.monotonic() >= next_at:
-                    story.disturb()
-                    next_at += args.every
+            run(story, args)
         finally:
             for peer in story.peers.values():
                 peer.kill()
@@ -123,6 +140,8 @@ def main():
     from metrics import read_metrics
 
     rows = read_metrics(folder)
+    if not rows:
+        sys.exit("no round ended: give it more --seconds")
     print(f"{check(rows)} rounds of several peers, the same bits on all after each")
     if args.plot:
         from plots import plot_metrics

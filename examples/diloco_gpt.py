@@ -42,7 +42,8 @@ def parse():
     add("--inner-steps", type=int, default=25, help="between two averages of a parameter")
     add("--steps", type=int, default=500, help="of the run's schedule")
     add("--max-seconds-per-round", type=float, help="this peer's, if it is a slow one")
-    add("--outer-lr", type=float, default=0.7)
+    add("--outer-lr", type=float, help="default: 0.7, and 0.4 for delayed and eager")
+    add("--outer-momentum", type=float, help="default: 0.9, and 0.5 for delayed and eager")
     add("--fragments", type=int, default=4, help="streaming")
     add("--overlap", type=int, default=5, help="streaming: inner steps")
     add("--width", type=int, default=64)
@@ -60,8 +61,11 @@ def parse():
 
 def make_outer(args, model, inner, comm, resume):
     """The training loop that was asked for."""
+    is_late = args.mode in ("delayed", "eager")
+    lr = args.outer_lr or (0.4 if is_late else 0.7)
+    momentum = args.outer_momentum or (0.5 if is_late else 0.9)
     common = {
-        "outer_optimizer": nesterov(args.outer_lr, 0.9),
+        "outer_optimizer": nesterov(lr, momentum),
         "codec": args.codec,
         "max_seconds_per_round": args.max_seconds_per_round,
         "resume": resume,

@@ -3,6 +3,7 @@
 Everything is checked here, before any byte is sent; nothing waits here.
 """
 
+import time
 from collections.abc import Collection
 from typing import Any
 
@@ -134,6 +135,7 @@ def prepare_sync_state(
     upload_bytes_per_s: float | None,
 ) -> SyncCall:
     """Hash the state: takes as long as reading its memory once."""
+    began_at = time.perf_counter()
     apart = frozenset(allow_differences)
     content = take_content(state, apart)
     report = StateReport(
@@ -142,7 +144,7 @@ def prepare_sync_state(
         strategy=strategy,
         manifest=pack_manifest(state.arrays, apart),
     )
-    return SyncCall(
+    call = SyncCall(
         signature=Signature(kind=CollectiveKind.SYNC_STATE, layout=state.layout(apart)),
         state=state,
         report=report,
@@ -150,6 +152,8 @@ def prepare_sync_state(
         timeout_s=timeout_s,
         upload_bytes_per_s=upload_bytes_per_s,
     )
+    call.began_at = began_at
+    return call
 
 
 def sync_info(call: SyncCall) -> SyncInfo:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ringhaul import compiled
+from ringhaul import compiled, connect
 from ringhaul.ring.twins import find_twin, install_twins, installed_twins
+from ringhaul.testing.threads import Cluster, together
 
 PROGRAM = """
 from ringhaul import compiled
@@ -29,10 +30,10 @@ assert compiled.start() is None
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    before = installed_twins()
-    compiled.start.cache_clear()
+    before, start = installed_twins(), compiled.start
+    start.cache_clear()
     yield
-    compiled.start.cache_clear()
+    start.cache_clear()
     install_twins(before)
 
 
@@ -87,3 +88,25 @@ def test_loaded_kernels_are_used() -> None:
 
     encode = find_twin("encode", np.zeros(3, np.float32))
     assert encode is not None
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype", "count", "starts"),
+    [
+        ("uint8", "float32", 1 << 18, True),
+        ("raw", "float16", 1 << 19, True),
+        ("raw", "float32", 1 << 18, False),
+        ("uint8", "float32", 1000, False),
+    ],
+)
+def test_large_calls_that_need_kernels_have_them_made(
+    monkeypatch: pytest.MonkeyPatch, codec: str, dtype: str, count: int, starts: bool
+) -> None:
+    started = []
+    monkeypatch.setattr(compiled, "start", lambda: started.append(True))
+    with Cluster(connect) as cluster:
+        (driver,) = cluster.drivers(1)
+        array = np.ones(count, dtype)
+        together([driver], lambda comm: comm.all_reduce(array, codec=codec))
+
+    assert bool(started) == starts

@@ -108,11 +108,32 @@ def test_encoding_and_decoding_give_the_same_bytes(
     assert plain == fast
 
 
+def pattern_of(value: float) -> int:
+    return int(np.float32(value).view(np.uint32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("codec", BLOCKS)
+def test_what_is_not_finite_is_refused_in_the_same_words(
+    twins: dict[str, Twin], codec: str, dtype: str, bad: float
+) -> None:
+    for at in (0, 17, 2999):
+        values = made("normal", 3000, 0, dtype)
+        values[at] = bad
+        with installed(twins), pytest.raises(UnfitValueError, match=f"element {at}, "):
+            encoded(codec, dtype, values)
+
+
 @settings(deadline=None)
 @given(
     codec=st.sampled_from(BLOCKS),
     dtype=st.sampled_from(["float32", "float64"]),
-    words=st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=60),
+    words=st.lists(
+        st.one_of(st.integers(0, 2**32 - 1), st.floats(width=32).map(pattern_of)),
+        min_size=2,
+        max_size=60,
+    ),
 )
 def test_values_of_any_bits_give_the_same_bytes_or_the_same_refusal(
     twins: dict[str, Twin], codec: str, dtype: str, words: list[int]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ringhaul.diloco import SGD, AdamW, DelayedDiLoCo, OuterOptimizer, RoundInfo
+from ringhaul.diloco import SGD, AdamW, DelayedDiLoCo, OuterOptimizer, RoundInfo, nesterov
 from ringhaul.errors import CallTimeout, CollectiveAborted
 from ringhaul.testing.meetings import Admitted, MeetingComm, MeetingGroup, meet, without_tallies
 
@@ -275,3 +275,18 @@ def test_at_the_end_what_is_on_its_way_is_stepped_along() -> None:
         peer.outer.finish()
 
         assert peer.value == peer.outer_value == 4.0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settles"), [(None, True), (nesterov(), False)], ids=["default", "of DiLoCo"]
+)
+def test_the_default_optimizer_settles_although_every_gradient_is_late(
+    optimizer: SGD | None, settles: bool
+) -> None:
+    params = one(1.0)
+    outer = DelayedDiLoCo(MeetingComm(MeetingGroup(["a"]), "a"), params, 1, optimizer=optimizer)
+    for _ in range(60):
+        params["w"][0] = 0.0  # each round goes all the way to where all want to be
+        outer.step()
+
+    assert (abs(float(outer.state.arrays["outer/w"][0])) < 0.01) == settles

@@ -240,3 +240,19 @@ def test_params_that_cannot_be_trained_are_refused() -> None:
         alone({"w": frozen})
     with pytest.raises(ValueError, match="inner_steps"):
         alone(one(1.0), 0)
+
+
+def test_peers_may_be_let_in_between_two_rounds() -> None:
+    group = MeetingGroup(["a"])
+    params = one(3.0)
+    outer = DiLoCo(MeetingComm(group, "a"), params, 1)
+    theirs = one(0.0)
+    group.newcomers = ["b"]
+
+    meet(
+        lambda: outer.admit(),
+        lambda: DiLoCo(MeetingComm(group, "b"), theirs, 1),
+    )
+
+    assert theirs["w"][0] == 3.0
+    assert group.log == ["sync", "admit", "sync"]

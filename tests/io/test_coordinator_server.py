@@ -17,6 +17,7 @@ from ringhaul.io import link
 from ringhaul.io.address import parse_address
 from ringhaul.io.coordinator_server import serve_coordinator
 from ringhaul.io.link import MessageLink
+from ringhaul.io.reactor import Reactor
 from ringhaul.limits import PROTOCOL_VERSION
 from ringhaul.wire.codec import Envelope, decode, encode
 from ringhaul.wire.coordinator_messages import LinkReady, Opened, Proposal
@@ -250,6 +251,16 @@ async def connected_streams() -> AsyncIterator[tuple[trio.SocketStream, trio.Soc
             yield near, far
 
 
+@asynccontextmanager
+async def running_reactor() -> AsyncIterator[Reactor]:
+    """What calls the links."""
+    reactor = Reactor()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reactor.run)
+        yield reactor
+        nursery.cancel_scope.cancel()
+
+
 def ignore(envelope: Envelope) -> None:
     """For who only sends."""
 
@@ -268,8 +279,8 @@ async def test_what_was_sent_before_a_close_arrives_in_order_and_nothing_after()
         pings.append(envelope.message.ping)
 
     reasons: dict[str, str] = {}
-    async with connected_streams() as (near_stream, far_stream):
-        near, far = MessageLink(near_stream), MessageLink(far_stream)
+    async with connected_streams() as (near_stream, far_stream), running_reactor() as reactor:
+        near, far = MessageLink(near_stream, reactor), MessageLink(far_stream, reactor)
         for ping in range(1000):
             near.send_nowait(Envelope(message=Heartbeat(ping=ping)))
         near.close_nowait("enough")
@@ -286,19 +297,19 @@ async def test_a_link_ends_when_the_other_side_does_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(link, "SEND_BUFFER_BYTES_MAX", 1000)
-    async with connected_streams() as (near_stream, _):
-        near = MessageLink(near_stream)
+    async with connected_streams() as (near_stream, _), running_reactor() as reactor:
+        near = MessageLink(near_stream, reactor)
         for _ in range(20_000):  # more than the kernel's buffers take
             near.send_nowait(Envelope(message=Refused(reason="x" * 1000)))
         assert "does not read" in await near.run(ignore)
 
 
 async def test_a_link_says_that_it_was_reset() -> None:
-    async with connected_streams() as (near_stream, far_stream):
+    async with connected_streams() as (near_stream, far_stream), running_reactor() as reactor:
         linger = struct.pack("ii", 1, 0)  # close with a reset
         far_stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
         far_stream.socket.close()
-        assert (await MessageLink(near_stream).run(ignore)).startswith("reset: ")
+        assert (await MessageLink(near_stream, reactor).run(ignore)).startswith("reset: ")
 
 
 # -- addresses --------------------------------------------------------------------------------

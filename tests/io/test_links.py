@@ -1,154 +1,27 @@
-"""Links of several streams over loopback TCP: streams that end or stall, and what they carried."""
+"""Links of several streams over loopback TCP: streams that end, and what they carried."""
 
 import socket
-import struct
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import numpy as np
 import pytest
 import trio
 import trio.lowlevel
-from numpy.typing import NDArray
 
 from ringhaul import limits
-from ringhaul.core.peer.steps import CallGivenUp, LinkBroken, LinkUp, TransferDone
-from ringhaul.ids import CallId, Generation, OpKey, PeerId, Rank, ReduceOp
+from ringhaul.ids import CallId, OpKey, Rank, ReduceOp
 from ringhaul.io.coded_transfer import CodedTransfer
-from ringhaul.io.incoming import IncomingLink, IncomingStream
-from ringhaul.io.outgoing import OutgoingLink
-from ringhaul.io.plane import DataPlane
-from ringhaul.io.ring_transfer import RingTransfer
-from ringhaul.io.sockets import DataSocket
 from ringhaul.quant import SegmentCoder, find_codec
+from ringhaul.testing.two_sides import (
+    ELEMENTS,
+    GENERATION,
+    begin,
+    reset,
+    stream_pair,
+    two_sides,
+    values,
+)
 from ringhaul.wire.records import CollectiveKind, Signature
 from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, unpack_header
-
-GENERATION = Generation(1)
-FAIL_AFTER_S = 20
-
-
-class Side:
-    """One of two ranks: its plane, its links, and what it reported."""
-
-    def __init__(self, nursery: trio.Nursery, rank: int) -> None:
-        self.rank = rank
-        self.reports: list[LinkUp | LinkBroken | TransferDone | CallGivenUp] = []
-        self.is_done = trio.Event()
-        self.plane = DataPlane(
-            nursery=nursery, report=self._report, streams=1, coordinator_host="127.0.0.1"
-        )
-        self.plane.generation = GENERATION
-        self.lost: list[str] = []
-        self.broken: list[str] = []
-        self.is_troubled = trio.Event()
-
-    def _report(self, event: LinkUp | LinkBroken | TransferDone | CallGivenUp) -> None:
-        self.reports.append(event)
-        if isinstance(event, TransferDone):
-            self.is_done.set()
-
-    # what an outgoing link tells its owner; dialling is not what is tested here
-    def on_outgoing_broken(self, link: OutgoingLink, reason: str) -> None:
-        link.close()
-        self.broken.append(reason)
-        self.is_troubled.set()
-
-    def on_stream_lost(self, link: OutgoingLink, reason: str) -> None:
-        self.lost.append(reason)
-        self.is_troubled.set()
-
-    def on_under_way(self) -> None:
-        self.plane.on_under_way()
-
-    @property
-    def outgoing(self) -> OutgoingLink:
-        assert self.plane.neighbours.outgoing is not None
-        return self.plane.neighbours.outgoing
-
-    @property
-    def incoming(self) -> IncomingLink:
-        assert self.plane.neighbours.incoming is not None
-        return self.plane.neighbours.incoming
-
-    def transfer(self, own: NDArray[Any], ordinal: int = 0) -> RingTransfer:
-        signature = Signature(
-            kind=CollectiveKind.ALL_REDUCE,
-            op=ReduceOp.SUM,
-            dtype=own.dtype.name,
-            element_count=own.size,
-        )
-        return RingTransfer(
-            call=CallId(1 + ordinal),
-            key=OpKey(None, ordinal),
-            generation=GENERATION,
-            rank=Rank(self.rank),
-            world_size=2,
-            signature=signature,
-            own=own,
-            result=np.empty_like(own),
-        )
-
-
-def stream_pair() -> tuple[DataSocket, DataSocket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        near = socket.create_connection(server.getsockname())
-        far, _ = server.accept()
-    return DataSocket(near), DataSocket(far)
-
-
-@asynccontextmanager
-async def two_sides(streams: int, unread: int = 0) -> AsyncIterator[tuple[Side, Side]]:
-    """Two ranks; of the streams from 0 to 1 the last `unread` lead nowhere."""
-    with trio.fail_after(FAIL_AFTER_S):
-        async with trio.open_nursery() as nursery:
-            sides = Side(nursery, 0), Side(nursery, 1)
-            nowhere = []
-            for here, there in (sides, sides[::-1]):
-                nursery.start_soon(here.plane.run)
-                reactor, other = here.plane.reactor, there.plane.reactor
-                here.plane.neighbours.outgoing = OutgoingLink(PeerId("b"), 1, reactor, here)
-                there.plane.neighbours.incoming = IncomingLink(PeerId("a"), 1, other, there.plane)
-                here.outgoing.use(GENERATION)
-                for index in range(streams):
-                    near, far = stream_pair()
-                    here.outgoing.add(near)
-                    if here.rank == 0 and index >= streams - unread:
-                        nowhere.append(far)
-                    else:
-                        there.incoming.add(far)
-            yield sides
-            for side in sides:
-                side.plane.close()
-            for sock in nowhere:
-                sock.close()
-            nursery.cancel_scope.cancel()
-
-
-def reset(stream: IncomingStream) -> None:
-    """Reset a connection: what the kernel had received is lost."""
-    stream.link.reactor.forget(stream)
-    raw = socket.socket(fileno=stream.sock.fileno())
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    raw.detach()
-    stream.sock.close()
-    stream.link.on_stream_ended(stream, "reset")
-
-
-def values(rank: int, element_count: int) -> NDArray[np.int64]:
-    return np.arange(element_count, dtype=np.int64) * (rank + 1)
-
-
-def begin(sides: tuple[Side, Side], element_count: int) -> Iterator[RingTransfer]:
-    for side in sides:
-        transfer = side.transfer(values(side.rank, element_count))
-        side.plane.begin(transfer)
-        yield transfer
-
-
-ELEMENTS = 2 << 20  # 16 MiB: over the eager limit
 
 
 async def test_what_a_reset_stream_carried_is_sent_again() -> None:
@@ -196,44 +69,6 @@ async def test_a_grant_that_was_lost_with_its_stream_is_repeated() -> None:
 
     np.testing.assert_array_equal(first.result, values(2, ELEMENTS))
     np.testing.assert_array_equal(second.result, values(2, ELEMENTS))
-
-
-async def test_what_a_stalled_stream_holds_back_is_sent_on_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(limits, "RESEND_AFTER_S", 0.01)
-    async with two_sides(streams=3, unread=1) as sides:
-        first, second = begin(sides, ELEMENTS)
-        for side in sides:
-            await side.is_done.wait()
-        stalled = sides[0].outgoing.streams[-1]
-
-        assert stalled.is_slow
-
-    np.testing.assert_array_equal(first.result, values(2, ELEMENTS))
-    np.testing.assert_array_equal(second.result, values(2, ELEMENTS))
-
-
-async def test_a_stream_that_delivers_nothing_for_long_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(limits, "RESEND_AFTER_S", 0.01)
-    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
-    async with two_sides(streams=2, unread=1) as sides:
-        list(begin(sides, ELEMENTS))
-        await sides[0].is_troubled.wait()
-
-        assert sides[0].lost == ["stalled"]
-        assert len(sides[0].outgoing.streams) == 1
-
-
-async def test_a_link_on_which_nothing_moves_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
-    async with two_sides(streams=2, unread=2) as sides:
-        list(begin(sides, ELEMENTS))
-        await sides[0].is_troubled.wait()
-
-        assert "stalled" in sides[0].broken[0]
 
 
 async def test_a_link_without_streams_is_broken() -> None:
@@ -381,39 +216,3 @@ async def test_early_data_that_no_codec_wrote_break_the_link_and_nothing_else() 
         assert link.is_closed
         assert sides[0].plane.early_bytes == 0
         near.close()
-
-
-async def test_data_of_a_generation_that_opens_late_do_not_make_a_link_stalled(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
-    monkeypatch.setattr(limits, "HOLD_INTERVAL_S", 0.0)
-    monkeypatch.setattr(limits, "HOLD_VALID_S", FAIL_AFTER_S)
-    async with two_sides(streams=2) as sides:
-        sides[1].plane.generation = Generation(0)
-        (first,) = begin(sides[:1], ELEMENTS)  # type: ignore[arg-type]
-        while not any(s.is_held(time.perf_counter()) for s in sides[0].outgoing.streams):
-            await trio.lowlevel.checkpoint()
-        await trio.sleep(3 * limits.LINK_STALLED_S)  # which would be far too long
-        sides[1].plane.use_ring(GENERATION)
-        list(begin(sides[1:], ELEMENTS))  # type: ignore[arg-type]
-        for side in sides:
-            await side.is_done.wait()
-
-        assert sides[0].broken == sides[0].lost == []
-
-    np.testing.assert_array_equal(first.result, values(2, ELEMENTS))
-
-
-async def test_a_receiver_that_no_longer_says_that_it_waits_is_judged_as_any_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(limits, "LINK_STALLED_S", 0.1)
-    monkeypatch.setattr(limits, "HOLD_INTERVAL_S", FAIL_AFTER_S)
-    monkeypatch.setattr(limits, "HOLD_VALID_S", 0.05)
-    async with two_sides(streams=1) as sides:
-        sides[1].plane.generation = Generation(0)
-        list(begin(sides[:1], ELEMENTS))  # type: ignore[arg-type]
-        await sides[0].is_troubled.wait()
-
-        assert "stalled" in sides[0].broken[0]

@@ -73,7 +73,7 @@ async def ask(server: StateServer, pair: Pair, records: bytes) -> str:
     return ends[0]
 
 
-def serving(what: HashedState) -> StateServer:
+def serving(what: HashedState, stage: Stage | None = None) -> StateServer:
     server = StateServer()
     ticket = Ticket(PeerId("r"), (), b"t" * 16, b"p" * 16)
     plan = SyncPlan(
@@ -85,7 +85,7 @@ def serving(what: HashedState) -> StateServer:
         fellows=(),
         requesters=(ticket,),
     )
-    server.serve(plan, own_stage(what), None)
+    server.serve(plan, stage or own_stage(what), None)
     return server
 
 
@@ -139,7 +139,7 @@ class Asking:
         self.asked = self.lane.ask()
 
     def take(self, lane: Lane, index: int, block: memoryview | None, size: int) -> None:
-        is_good = self.stage.accept(index, block)
+        is_good = self.stage.is_here(index) or self.stage.accept(index, block)
         self.plan.on_block(lane.source, index, 0.0, is_good=is_good)
         self.arrived.append((index, is_good))
 
@@ -208,6 +208,40 @@ async def test_a_lane_that_ends_leaves_its_blocks_to_others(pair: Pair) -> None:
     asking.lane.end()
 
     assert asking.plan.next_request(asking.plan.add_source(is_holder=True), 0.0) is not None
+
+
+async def test_a_late_copy_of_a_block_does_not_spoil_the_one_that_is_here(pair: Pair) -> None:
+    """One lane writes into the stage while another brings the same block, and goes on."""
+    asking = Asking(pair)
+    other = Lane(
+        pair[1],  # nothing is read from it here
+        asking.plan,
+        asking.stage,
+        is_holder=True,
+        claims=asking.lane._claims,
+        on_block=asking.take,
+    )
+    head = StateRecord(Kind.BLOCK, 0, STATE_BLOCK_BYTES).encode()
+    await asking.receive(head + bytes(500_000))
+    while not asking.plan.is_under_way(other.source, 0):  # what the first one has is overdue
+        assert asking.plan.next_request(other.source, 1e9) is not None
+    other.take(StateRecord(Kind.BLOCK, 0, STATE_BLOCK_BYTES))
+    record = other._record
+    assert record is not None
+    other._target(record)[:STATE_BLOCK_BYTES] = asking.elected.block(0)
+    other._on_payload(record)
+    await asking.receive(b"x" * (STATE_BLOCK_BYTES - 500_000))
+
+    assert bytes(asking.stage.block(0)) == bytes(asking.elected.block(0))
+
+
+async def test_a_block_that_is_not_here_is_not_given(pair: Pair) -> None:
+    mine, elected = content(0), content(1)
+    stage = Stage(mine, elected.block_digests, elected.digest)
+    assert stage.accept(1, elected.block(1))
+
+    wanted = StateRecord(Kind.WANT, 0, 1).encode()
+    assert "block 0, which is not here" in await ask(serving(mine, stage), pair, wanted)
 
 
 async def test_an_upload_budget_spaces_what_leaves(autojump_clock: trio.testing.MockClock) -> None:

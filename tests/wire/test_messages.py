@@ -10,13 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ringhaul.errors import WireError
+from ringhaul.ids import Generation, OpKey, ReduceOp
 from ringhaul.limits import FRAME_BYTES_MAX, PROTOCOL_VERSION
 from ringhaul.testing.fuzz.makers import Maker, largest_number
 from ringhaul.testing.fuzz.mutants import mutated_message
 from ringhaul.wire.codec import Envelope, decode, encode
-from ringhaul.wire.coordinator_messages import Finished
+from ringhaul.wire.coordinator_messages import Began, Finished
 from ringhaul.wire.message import MESSAGES, Message
-from ringhaul.wire.records import Address, addresses
+from ringhaul.wire.records import Address, CollectiveKind, Signature, addresses
 from ringhaul.wire.session_messages import Hello, Refused, Resumed
 
 MUTANTS = 10_000
@@ -195,3 +196,19 @@ def test_addresses_are_bounded_in_number() -> None:
 def test_an_address_reads_as_users_write_it() -> None:
     assert str(Address("10.0.0.1", 4000)) == "10.0.0.1:4000"
     assert str(Address("::1", 4000)) == "[::1]:4000"
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, [1], {"a": 1}, None, "1"])
+def test_what_is_looked_up_is_as_strict_as_what_is_read(wrong: object) -> None:
+    signature = Signature(
+        kind=CollectiveKind.ALL_REDUCE, op=ReduceOp.SUM, dtype="float32", element_count=1
+    )
+    began = Began(generation=Generation(1), key=OpKey(None, 0), call_index=0, signature=signature)
+    values = msgpack.unpackb(encode(Envelope(message=began)))
+    decoded = [decode(msgpack.packb(values)) for _ in range(2)]
+    fields = next(value for value in values if type(value) is list and "float32" in value)
+    fields[fields.index(1)] = wrong
+
+    assert [envelope.message for envelope in decoded] == [began, began]
+    with pytest.raises(WireError, match="element_count"):
+        decode(msgpack.packb(values))

@@ -15,8 +15,8 @@ from numba.extending import intrinsic
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: float32 and float64, and integers of the same width.
-_BITS = {types.float32: types.int32, types.float64: types.int64}
-_FLOATS = {bits: float_type for float_type, bits in _BITS.items()}
+_BITS: dict[Any, Any] = {types.float32: types.int32, types.float64: types.int64}
+_FLOATS: dict[Any, Any] = {bits: float_type for float_type, bits in _BITS.items()}
 
 
 def compiled(function: Function) -> Function:

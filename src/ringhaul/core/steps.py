@@ -1,13 +1,13 @@
 """Events and effects that both machines share. Decides nothing."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ringhaul.ids import LinkId
 from ringhaul.wire.codec import Envelope
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """Event: a message arrived on a control connection."""
 
     link: LinkId
@@ -27,8 +27,7 @@ class Tick:
     """Event: the deadline that `next_deadline` named has come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Effect: send a message on a control connection; never waits."""
 
     link: LinkId

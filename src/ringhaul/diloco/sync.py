@@ -78,3 +78,15 @@ class DiLoCo(OuterLoop):
     def _wants_admission(self) -> bool:
         """Members meet at the end of a round anyway."""
         return True
+
+    def admit(self) -> bool:
+        """Let waiting peers in between two rounds, and give them the state. Were there any?
+
+        A round's end does it anyway. This is for programs whose peers come in parts, such as the
+        groups of a site: a collective over all groups, directly after the constructor or after
+        a step that returned a `RoundInfo`.
+
+        Raises:
+            RinghaulError: as `Communicator.admit` and `sync_state` raise it.
+        """
+        return self._run.admit(is_planned=True)

@@ -25,6 +25,7 @@ from ringhaul.io.doorway import Doorway
 from ringhaul.io.journal import Journal
 from ringhaul.io.link import MessageLink
 from ringhaul.io.logs import log_effect
+from ringhaul.io.reactor import Reactor
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.records import Address
 from ringhaul.wire.session_messages import Refused
@@ -158,6 +159,7 @@ class _Server:
         self._connections: dict[LinkId, _Connection] = {}
         self._doorway = Doorway(limits.UNPROVED_CONNECTIONS_MAX)
         self._accepted_count = 0
+        self._reactor = Reactor()
         self._timer = trio.CancelScope()
         self._everything = trio.CancelScope()
         self._failure: InvariantError | None = None
@@ -167,6 +169,7 @@ class _Server:
         """Serve until cancelled, or until the machine fails."""
         with self._everything:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._reactor.run)
                 nursery.start_soon(self._keep_time)
                 if self._journal is not None:
                     nursery.start_soon(self._journal.run)
@@ -189,7 +192,9 @@ class _Server:
             return
         for effect in effects:
             self._perform(effect)
-        self._timer.deadline = self._machine.next_deadline()
+        deadline = self._machine.next_deadline()
+        if deadline != self._timer.deadline:
+            self._timer.deadline = deadline
 
     def _perform(self, effect: Effect) -> None:
         """Do one thing the machine wants done. Connections that ended are passed over."""
@@ -219,8 +224,7 @@ class _Server:
             with self._timer:
                 await trio.sleep_forever()
             # Bytes that wait to be read may show that a peer lives: read first, then judge.
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
+            self._reactor.handle_ready()
             if self._machine.next_deadline() <= trio.current_time():
                 self._step(Tick())
 
@@ -235,7 +239,9 @@ class _Server:
             return
         self._accepted_count += 1
         link_id = LinkId(self._accepted_count)
-        link = MessageLink(stream, on_wire_error=partial(self._on_wire_error, link_id))
+        link = MessageLink(
+            stream, self._reactor, on_wire_error=partial(self._on_wire_error, link_id)
+        )
         connection = self._connections[link_id] = _Connection(link, host)
         self._step(LinkAccepted(link_id, host))
         reason = "sent away: too many connections have not said who they are"

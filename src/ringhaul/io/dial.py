@@ -5,7 +5,8 @@ Decides which connection wins. What a refusal means is the coordinator's to deci
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import trio
@@ -21,12 +22,22 @@ _RESET_PAUSE_S = 0.02
 
 
 class DialError(Exception):
-    """No address led to the peer. `refused`: at least one refused, none was proved."""
+    """No address led to the peer. `refused_hosts`: where connections were refused."""
 
-    def __init__(self, reason: str, *, refused: bool) -> None:
+    def __init__(self, reason: str, *, refused_hosts: Iterable[str] = ()) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.refused = refused
+        self.refused_hosts = frozenset(refused_hosts)
+
+    def is_witness(self, proved_hosts: AbstractSet[str], tried: Sequence[Address]) -> bool:
+        """Does it show that nobody listens where the peer was?
+
+        A refusal at an address that never led to the peer shows nothing: somebody else may
+        have it, as with 192.168.0.2, or each host for itself, as with 127.0.0.1. Only if none
+        of those that did lead to it was tried, any refusal will do.
+        """
+        where = proved_hosts & {address.host for address in tried}
+        return bool(self.refused_hosts & where if where else self.refused_hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ async def reach(
     if winner:
         return winner[0]
     reason = "; ".join(f"{address}: {why}" for address, why in failures.items())
-    raise DialError(reason, refused=bool(refused))
+    raise DialError(reason, refused_hosts=(address.host for address in refused))
 
 
 def _problem(answer: Message, proof: bytes) -> str | None:

@@ -14,7 +14,7 @@ from ringhaul.errors import WireError
 from ringhaul.ids import Generation, PeerId
 from ringhaul.io.reactor import READ, WRITE, Reactor
 from ringhaul.io.sockets import DataSocket, StreamEnded
-from ringhaul.io.transfer import Transfer
+from ringhaul.io.transfer import Transfer, TransferKey
 from ringhaul.wire.segment_header import (
     HEADER_BYTES,
     PAYLOAD_BYTES_MAX,
@@ -63,6 +63,8 @@ class IncomingLink:
         self.sink = sink
         self.streams: list[IncomingStream] = []
         self.is_closed = False
+        #: Small operations that the sender has not been told of.
+        self._to_grant: dict[TransferKey, Transfer] = {}
 
     def add(self, sock: DataSocket) -> None:
         """Read one more stream; the first learns what is posted already."""
@@ -77,12 +79,26 @@ class IncomingLink:
             self.grant(transfer)
 
     def grant(self, transfer: Transfer) -> None:
-        """Tell the sender that an operation is posted."""
-        if self.streams:
-            header = SegmentHeader(
-                SegmentKind.GRANT, transfer.generation, *transfer.key, transfer.signature, 0, 0, 0
-            )
-            self.streams[0].reply(header.pack())
+        """Tell the sender that an operation is posted.
+
+        All of a small one is mostly sent unasked, and here before the grant would be: that
+        waits for a pause, and is not sent if the operation has ended by then.
+        """
+        self._to_grant[transfer.key] = transfer
+        if transfer.is_small:
+            self.reactor.defer(self._send_grants, until_pause=True)
+        else:
+            self._send_grants()
+
+    def _send_grants(self) -> None:
+        if not self._to_grant or not self.streams:
+            return
+        grants = b"".join(
+            SegmentHeader(SegmentKind.GRANT, t.generation, *t.key, t.signature, 0, 0, 0).pack()
+            for t in self._to_grant.values()
+        )
+        self._to_grant.clear()
+        self.streams[0].reply(grants)
 
     def resume(self) -> None:
         """A generation is open: its data may be read."""
@@ -91,6 +107,8 @@ class IncomingLink:
 
     def release(self, transfer: Transfer) -> None:
         """Let go of a transfer's memory: payloads under way are thrown away."""
+        if self._to_grant.get(transfer.key) is transfer:
+            del self._to_grant[transfer.key]
         for stream in self.streams:
             stream.release(transfer)
 
@@ -212,6 +230,7 @@ class IncomingStream:
         if header.generation > self._sink.generation:
             self._is_paused = True
             self._held_at = 0.0
+            self.sock.set_low_water(1)  # its payload may be smaller than those before it
             self._sink.on_under_way()
             self._watch()
             return False

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import trio
 
 from ringhaul.errors import WireError
+from ringhaul.io.reactor import READ, Reactor
 from ringhaul.wire.codec import Envelope, decode, encode
 from ringhaul.wire.framing import FrameReader, frame
 
@@ -38,6 +39,7 @@ class MessageLink:
     def __init__(
         self,
         stream: trio.SocketStream,
+        reactor: Reactor,
         *,
         on_wire_error: Callable[[WireError], Envelope | None] | None = None,
     ) -> None:
@@ -45,13 +47,20 @@ class MessageLink:
 
         Args:
             stream: a connected TCP stream, owned by the link from now on.
+            reactor: calls the link when something has arrived, or is to be written.
             on_wire_error: called once when bytes arrive that are no message; what it returns
                 is sent before the stream closes.
         """
         self._stream = stream
+        self.sock = _StreamSocket(stream)
+        self._reactor = reactor
+        self._reader = FrameReader()
+        self._handle: Callable[[Envelope], None] = _ignore
         self._on_wire_error = on_wire_error
         self._out = bytearray()
         self._sending_bytes = 0
+        #: The kernel took no more: the writer's task waits until it does.
+        self._is_writer_busy = False
         self._wake = trio.Event()
         #: Why the link ends; nothing is accepted or handled once it is set.
         self._reason: str | None = None
@@ -63,35 +72,39 @@ class MessageLink:
 
     # -- without waiting ----------------------------------------------------------------------
 
-    def send_nowait(self, envelope: Envelope) -> None:
-        """Write an envelope, or queue it if others wait. After a close it is ignored.
+    def send_nowait(self, envelope: Envelope, *, can_wait: bool = False) -> None:
+        """Write an envelope at the end of the reactor's turn. After a close it is ignored.
 
-        What the kernel takes goes out at once: waking the writer's task would cost as much as
-        the whole message. More than `SEND_BUFFER_BYTES_MAX` in the queue end the link: the
-        other side does not read.
+        What the kernel takes goes out then: waking the writer's task would cost as much as the
+        whole message. More than `SEND_BUFFER_BYTES_MAX` in the queue end the link: the other
+        side does not read.
+
+        Args:
+            envelope: what is sent.
+            can_wait: for some milliseconds, if something else may follow soon: both leave in
+                one packet, and wake the other side once.
         """
         if self._reason is not None:
             return
         try:
-            data = frame(encode(envelope))
+            self._out += frame(encode(envelope))
         except WireError as error:
             self.close_nowait(f"cannot be sent: {error}")
             return
-        if not self._out and not self._sending_bytes and self._write_failure is None:
-            data = data[self._write_now(data) :]
-            if not data:
-                return
-        self._out += data
         if len(self._out) + self._sending_bytes > SEND_BUFFER_BYTES_MAX:
             self._abandon(f"over {SEND_BUFFER_BYTES_MAX} bytes wait: the other side does not read")
-        self._wake.set()
+        if not self._is_writer_busy:
+            self._reactor.defer(self._flush, until_pause=can_wait)
 
-    def _write_now(self, data: bytes) -> int:
-        """Bytes that the kernel takes without waiting. What is wrong, the writer finds out."""
-        try:
-            return os.write(self._stream.socket.fileno(), data)
-        except OSError:
-            return 0
+    def _flush(self) -> None:
+        """Write what the kernel takes without waiting; leave the rest to the writer."""
+        if self._is_writer_busy or self.sock.is_closed:
+            return
+        with contextlib.suppress(OSError):  # what is wrong, the writer finds out
+            del self._out[: os.write(self.sock.fileno(), self._out)]
+        if self._out:
+            self._is_writer_busy = True
+            self._wake.set()
 
     def close_nowait(self, reason: str) -> None:
         """End the link; what was sent before still goes out, for at most `CLOSE_DRAIN_S`.
@@ -103,6 +116,8 @@ class MessageLink:
         self._reason = reason
         self._everything.deadline = trio.current_time() + CLOSE_DRAIN_S
         self._reading.cancel()
+        if not self.sock.is_closed:
+            self._reactor.forget(self)
         self._wake.set()
 
     def _abandon(self, reason: str) -> None:
@@ -132,25 +147,39 @@ class MessageLink:
                     with self._reading:
                         await self._read(handle)
         finally:
+            self.sock.is_closed = True
             self._stream.socket.close()
         return self._reason or self._write_failure or _CLOSED_BY_OTHER
 
     async def _read(self, handle: Callable[[Envelope], None]) -> None:
-        """Hand on what arrives until the link ends."""
-        reader = FrameReader()
-        while self._reason is None:
-            try:
-                data = await self._stream.receive_some(_READ_BYTES)
-            except _BROKEN as error:
-                self._abandon(_describe_reset(error))
-                return
-            if not data:
-                self._abandon(self._write_failure or _CLOSED_BY_OTHER)
-                return
-            try:
-                self._handle_frames(reader.feed(bytes(data)), handle)
-            except WireError as error:
-                self._refuse(error)
+        """Have the reactor hand on what arrives, until the link ends."""
+        self._handle = handle
+        self._reactor.watch(self, READ)
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._reactor.forget(self)
+
+    def on_ready(self, mask: int) -> None:
+        """Read what is there and hand it on."""
+        try:
+            data = os.read(self.sock.fileno(), _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end_reading(f"reset: {error}")
+            return
+        if not data:
+            self._end_reading(self._write_failure or _CLOSED_BY_OTHER)
+            return
+        try:
+            self._handle_frames(self._reader.feed(data), self._handle)
+        except WireError as error:
+            self._refuse(error)
+
+    def _end_reading(self, reason: str) -> None:
+        self._reactor.forget(self)
+        self._abandon(reason)
 
     def _handle_frames(self, frames: list[bytes], handle: Callable[[Envelope], None]) -> None:
         """Decode each frame and hand it on, unless one of them ended the link."""
@@ -172,11 +201,13 @@ class MessageLink:
         try:
             while True:
                 while self._out:
+                    self._is_writer_busy = True
                     batch = bytes(self._out)
                     self._out.clear()
                     self._sending_bytes = len(batch)
                     await self._stream.send_all(batch)
                     self._sending_bytes = 0
+                self._is_writer_busy = False
                 if self._reason is not None:
                     break
                 self._wake = trio.Event()
@@ -197,6 +228,22 @@ class MessageLink:
         with contextlib.suppress(*_BROKEN):
             while await self._stream.receive_some(_READ_BYTES):
                 pass
+
+
+class _StreamSocket:
+    """The descriptor of a trio stream, as the reactor watches it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.is_closed = False
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._stream.socket.fileno()
+
+
+def _ignore(_envelope: Envelope) -> None:
+    """For what comes before anybody handles it: nothing does."""
 
 
 def _describe_reset(error: Exception) -> str:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 Report = Callable[[LinkUp | LinkBroken], None]
 #: Streams that fill a path with this share of their largest window are held back by it.
 _WINDOW_FULL = 0.5
+#: How an IPv4 host looks to a listener for both families.
+_IPV4_MAPPED = "::ffff:"
 
 
 class Neighbours:
@@ -64,6 +66,8 @@ class Neighbours:
         self._wanted = 1
         self._address: Address | None = None
         self._links_made = 0
+        #: From and to where connections with neighbours of the current ring were proved.
+        self._proved_hosts: dict[PeerId, set[str]] = {}
         #: The link to the next rank as it was measured last: its number, bytes sent, and when.
         self._measured = (0, 0, 0.0)
 
@@ -95,6 +99,9 @@ class Neighbours:
         """Dial the next rank unless the link is there; expect the previous."""
         self._next, self._previous = proposal.next, proposal.previous
         self._made_for = proposal.generation
+        self._proved_hosts = {
+            peer: hosts for peer, hosts in self._proved_hosts.items() if peer in proposal.ring_order
+        }
         self._notify()
         if self._dialling is not None:
             self._dialling.cancel()
@@ -121,9 +128,8 @@ class Neighbours:
             try:
                 first = await self._reach(ticket, self.addresses_of(ticket), 0, number)
             except DialError as error:
-                broken = LinkBroken(
-                    neighbour=ticket.peer, refused=error.refused, reason=error.reason
-                )
+                refused = self._is_witness(ticket, error)
+                broken = LinkBroken(neighbour=ticket.peer, refused=refused, reason=error.reason)
                 self._report(broken)
                 return
             if scope.cancel_called:  # replaced, or over, since the handshake ended
@@ -133,6 +139,7 @@ class Neighbours:
             link.use(self._data.generation)
             self.outgoing = link
             self._address = first.address
+            self._note_proved(ticket.peer, first.address.host)
             self._wanted = self._streams or _streams_for(first.sock)
             link.add(first.sock)
             self._report(LinkUp(proposal.generation))
@@ -155,14 +162,14 @@ class Neighbours:
         reached = await reach(addresses, envelope, proof, limits.LINK_DIAL_S)
         if not isinstance(reached.answer, StreamWelcome):
             reached.sock.close()
-            raise DialError(f"answered with {type(reached.answer).__name__}", refused=False)
+            raise DialError(f"answered with {type(reached.answer).__name__}")
         chosen = StreamChosen(answer=ticket.token_for(reached.answer.challenge))
         try:
             await reached.sock.send_message(Envelope(message=chosen, run_id=self.run_id))
             reached.sock.tune()
         except StreamEnded as error:
             reached.sock.close()
-            raise DialError(str(error), refused=False) from None
+            raise DialError(str(error)) from None
         except BaseException:  # cancelled; out of a nursery that comes as a group
             reached.sock.close()
             raise
@@ -257,6 +264,7 @@ class Neighbours:
         if self._previous is None or self._previous.peer != hello.dialler:
             sock.close()  # another ring was proposed since it was expected
             return
+        self._note_proved(hello.dialler, sock.peer_host())
         link = self.incoming
         if link is None or link.peer != hello.dialler or link.number < hello.link_number:
             if link is not None:
@@ -298,6 +306,14 @@ class Neighbours:
             # noted now: another ring may be proposed before the task begins
             self._nursery.start_soon(self._probe, ticket, reason, self._made_for)
 
+    def _note_proved(self, peer: PeerId, host: str) -> None:
+        """A connection with a neighbour was made there, and both ends were proved."""
+        self._proved_hosts.setdefault(peer, set()).add(host.removeprefix(_IPV4_MAPPED))
+
+    def _is_witness(self, ticket: Ticket, error: DialError) -> bool:
+        proved = self._proved_hosts.get(ticket.peer, set())
+        return error.is_witness(proved, self.addresses_of(ticket))
+
     async def _probe(self, ticket: Ticket, reason: str, made_for: Generation) -> None:
         """Find out whether a neighbour still listens: a refusal is a witness of its death.
 
@@ -320,7 +336,7 @@ class Neighbours:
             )
             reached.sock.close()
         except DialError as error:
-            refused = error.refused
+            refused = self._is_witness(ticket, error)
             reason = f"{reason}; then {error.reason}"
         if made_for == self._made_for:
             self._report(LinkBroken(neighbour=ticket.peer, refused=refused, reason=reason))

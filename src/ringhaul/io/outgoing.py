@@ -47,6 +47,8 @@ class OutgoingLink:
         self._lanes = Lanes()
         self._first = 0
         self._progress = (0.0, -1)
+        #: When it was looked at last; infinite while nothing is under way.
+        self._swept_at = float("inf")
 
     def add(self, sock: DataSocket) -> None:
         """Use one more stream."""
@@ -142,7 +144,13 @@ class OutgoingLink:
         """Look for streams and links that stall; tell whether anything is under way."""
         if not any(stream.unacknowledged for stream in self.streams):
             self._progress = (now, -1)
+            self._swept_at = float("inf")
             return False
+        has_run = now - self._swept_at < limits.STALLED_CLOCK_S
+        self._swept_at = now
+        if not has_run:  # this process was stopped: nobody is late by its clock
+            self._progress = (now, -1)
+            return True
         for stream in list(self.streams):
             self._judge(stream, now)
         self.pump()

@@ -27,10 +27,11 @@ from ringhaul.io.link import MessageLink
 from ringhaul.io.listener import Listener, open_listener
 from ringhaul.io.logs import log_effect
 from ringhaul.io.plane import DataPlane
+from ringhaul.io.reactor import Mailbox
 from ringhaul.io.signals import Signal
 from ringhaul.io.sockets import close_on_fork
 from ringhaul.wire.codec import Envelope
-from ringhaul.wire.coordinator_messages import Outcome
+from ringhaul.wire.coordinator_messages import Began, Outcome
 from ringhaul.wire.records import Address
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class PeerRuntime:
         #: Reentrant: a communicator may be garbage-collected wherever this thread is.
         self._lock = threading.RLock()
         self._is_unwanted = False
-        self._token: trio.lowlevel.TrioToken | None = None
+        self._mailbox: Mailbox | None = None
         self._thread = threading.Thread(target=self._run_thread, name="ringhaul", daemon=True)
 
     # -- for callers' threads -----------------------------------------------------------------
@@ -121,14 +122,8 @@ class PeerRuntime:
         self._post(lambda: self._on_stop(ClosedError("abandoned by its caller")))
 
     def _post(self, act: Callable[[], None]) -> bool:
-        with self._lock:
-            if self._token is None or self.stopped.is_set():
-                return False
-            try:
-                self._token.run_sync_soon(act)
-            except trio.RunFinishedError:
-                return False
-            return True
+        mailbox = self._mailbox
+        return mailbox is not None and mailbox.post(act)
 
     def _closed_error(self) -> RinghaulError:
         if self.error is not None:
@@ -147,9 +142,7 @@ class PeerRuntime:
             bug.__cause__ = error
             self.error = self.error or bug
         finally:
-            with self._lock:
-                self.stopped.set()
-                self._token = None
+            self.stopped.set()
             self._calls.end_all(self.error)
             self.joined.set()
             self.ended.set()
@@ -177,13 +170,15 @@ class PeerRuntime:
                 nursery.start_soon(listener.run, nursery)
                 nursery.start_soon(self._keep_time)
                 with self._lock:
-                    self._token = trio.lowlevel.current_trio_token()
+                    self._mailbox = Mailbox(self.plane.reactor)
                 self._step(steps.Started())
                 if self._is_unwanted:  # closed before there was a token to post with
                     self._step(steps.CloseCalled())
                 await trio.sleep_forever()
         finally:
             listening.close()
+            if self._mailbox is not None:
+                self._mailbox.close()
             if hasattr(self, "plane"):
                 self.plane.close()
 
@@ -211,7 +206,9 @@ class PeerRuntime:
                     self._do(effect)
         finally:
             self._is_stepping = False
-        self._timer.deadline = self._machine.next_deadline()
+        deadline = self._machine.next_deadline()
+        if deadline != self._timer.deadline:
+            self._timer.deadline = deadline
 
     _timer = trio.CancelScope()
 
@@ -219,8 +216,7 @@ class PeerRuntime:
         while True:
             with trio.CancelScope(deadline=self._machine.next_deadline()) as self._timer:
                 await trio.sleep_forever()
-            for _ in range(2):  # what waits in the sockets is read before silence is judged
-                await trio.lowlevel.checkpoint()
+            self.plane.reactor.handle_ready()  # it is read before silence is judged
             if (now := trio.current_time()) >= self._machine.next_deadline():
                 self._step(steps.LinkMeasured(self.plane.neighbours.measure_sent(now)))
                 self._step(Tick())
@@ -228,7 +224,8 @@ class PeerRuntime:
     def _do(self, effect: Effect) -> None:
         match effect:
             case Send(link, envelope):
-                self._links[link].send_nowait(envelope)
+                can_wait = isinstance(envelope.message, Began)  # `Finished` may follow soon
+                self._links[link].send_nowait(envelope, can_wait=can_wait)
             case Close(link, reason):
                 if link in self._links:
                     self._links[link].close_nowait(reason)
@@ -283,7 +280,7 @@ class PeerRuntime:
         )
         self._link_count += 1
         link_id = LinkId(self._link_count)
-        link = MessageLink(stream)
+        link = MessageLink(stream, self.plane.reactor)
         self._links[link_id] = link
         self._step(steps.Dialled(link_id))
 

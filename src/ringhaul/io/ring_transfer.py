@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ringhaul import limits
 from ringhaul.ids import CallId, Generation, OpKey, Rank
 from ringhaul.io.transfer import Segment, Transfer, TransferKey, as_bytes
 from ringhaul.ring import plan as plans
@@ -58,6 +59,23 @@ class Chunk(NamedTuple):
     is_final: bool
 
 
+Chunks = dict[tuple[SegmentKind, int], Chunk]
+
+
+@lru_cache(maxsize=256)  # training loops reduce the same arrays again and again
+def _layout(
+    rank: Rank,
+    world_size: int,
+    count: int,
+    wide_itemsize: int,
+    itemsize: int,
+    phases: tuple[Phase, ...],
+    root: Rank | None,
+) -> tuple[RingPlan, Chunks]:
+    """The plan, and its chunks as they are first asked for: all that they depend on is here."""
+    return plan_ring(rank, world_size, count, wide_itemsize, phases, root), {}
+
+
 class RingTransfer:
     """Moves arrays around the ring. Who runs it switches floating-point warnings off.
 
@@ -100,7 +118,10 @@ class RingTransfer:
         if signature.kind is CollectiveKind.ALL_GATHER:
             count *= world_size
         phases = _PHASES_OF[signature.kind]
-        self.plan: RingPlan = plan_ring(rank, world_size, count, wide.itemsize, phases, root)
+        self.plan, self._chunks = _layout(
+            rank, world_size, count, wide.itemsize, own.dtype.itemsize, phases, root
+        )
+        self.is_small = count * own.dtype.itemsize <= limits.SMALL_ARRAY_BYTES
         self._own = own
         self._own_start, _ = self.plan.own_bounds
         self._result_start, stop = self.plan.result_bounds
@@ -118,7 +139,6 @@ class RingTransfer:
         self._store_own_with = -1
         if signature.kind is CollectiveKind.ALL_GATHER and world_size > 1:
             self._store_own_with = self.plan.first_chunk
-        self._chunks: dict[tuple[SegmentKind, int], Chunk] = {}
         #: The last segment that was asked for: it is, several times in a row.
         self._header: SegmentHeader | None = None
         self._found: tuple[int, int, int] | None = None
@@ -203,14 +223,14 @@ class RingTransfer:
             return None
         start, stop = self.plan.chunk_bounds(chunk)
         bit = self.plan.segment_index(phase, chunk, 0)
-        dtype = self._wide if phase is Phase.REDUCE_SCATTER else self.result.dtype
+        itemsize = self._wide.itemsize if phase is Phase.REDUCE_SCATTER else self._itemsize
         is_final = phase is Phase.REDUCE_SCATTER and chunk == self.plan.owned_chunk
         found = Chunk(
             start,
             stop,
             bit,
             bit + self.plan.segment_count(chunk),
-            dtype.itemsize,
+            itemsize,
             phase,
             self.plan.passes_on(Phase.ALL_GATHER if is_final else phase, chunk),
             SegmentKind.ALL_GATHER if is_final else header.kind,

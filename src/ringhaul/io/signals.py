@@ -11,26 +11,35 @@ from collections.abc import Callable
 class Signal:
     """Set once, by any thread, and never cleared."""
 
-    __slots__ = ("_acts", "_event")
+    __slots__ = ("_acts", "_is_set")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._is_set = False
         self._acts: deque[Callable[[], None]] = deque()
 
     def is_set(self) -> bool:
         """Has it happened?"""
-        return self._event.is_set()
+        return self._is_set
 
     def set(self) -> None:
         """Wake everybody who waits, now and later."""
-        self._event.set()
+        self._is_set = True
         self._call_back()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block this thread until it is set, at most so long; return whether it is."""
-        if timeout_s is not None:
-            timeout_s = min(timeout_s, threading.TIMEOUT_MAX)  # infinite, say
-        return self._event.wait(timeout_s)
+        if self._is_set:
+            return True
+        # one bare lock: a condition makes one for each wait too, and takes two more
+        lock = threading.Lock()
+        lock.acquire()
+        self.when_set(lock.release)
+        try:
+            if timeout_s is None:
+                return lock.acquire()
+            return lock.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))
+        finally:
+            self.forget(lock.release)
 
     def when_set(self, act: Callable[[], None]) -> None:
         """Have `act` called once, by the thread that sets it; here and now if it is set.
@@ -38,7 +47,7 @@ class Signal:
         `act` may not block nor raise.
         """
         self._acts.append(act)
-        if self._event.is_set():
+        if self._is_set:
             self._call_back()
 
     def forget(self, act: Callable[[], None]) -> None:

@@ -34,6 +34,7 @@ class Transfer(Protocol):
         generation: of the attempt.
         signature: as headers name the kind, dtype and size.
         call: the user's, to report to.
+        is_small: what it receives hardly matters beside `EAGER_BYTES_MAX`.
         sent_bytes: of all segments handed out so far.
         received_bytes: of all segments taken so far.
     """
@@ -42,6 +43,7 @@ class Transfer(Protocol):
     key: TransferKey
     generation: Generation
     signature: int
+    is_small: bool
     sent_bytes: int
     received_bytes: int
 

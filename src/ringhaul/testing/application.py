@@ -6,7 +6,6 @@ agreed on through the first all-reduce of the round, so that newcomers learn it.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from ringhaul.core.peer.steps import View
 from ringhaul.errors import RinghaulError
 from ringhaul.ids import OnLoss, PeerId, ReduceOp
 from ringhaul.testing.data_plane import Value
+from ringhaul.testing.state_plane import Cells, first_cells, hashed, next_cells
 from ringhaul.wire.records import CollectiveKind, Signature, StateReport, Strategy
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Request:
     tag: str | None = None
     value: int = 0
     state: StateReport | None = None
+    cells: Cells = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Application:
         self._ring: tuple[PeerId, ...] = ()
         self._has_admitted = False
         self._revision = 0
-        self._content = hashlib.blake2b(f"p{process.index}".encode(), digest_size=16).digest()
+        self._content = first_cells(process.index)
         #: Rounds without any error since it was last set to 0.
         self.clean_rounds = 0
         #: In this round it calls something else than the others.
@@ -144,7 +145,7 @@ class Application:
         if kind < 0.15:
             return Request(replace(BARRIER, on_loss=on_loss), tag)
         if kind < 0.35:
-            return Request(SYNC, tag, state=self._report())
+            return self._sync_request(tag)
         value = self._process.index * ROUNDS_MAX + self._round
         if kind < 0.6:
             # by a rank, as the program sees it: it may be lost meanwhile
@@ -154,7 +155,10 @@ class Application:
             signature = GATHER if kind < 0.7 else SCATTER if kind < 0.8 else SUM
         return Request(replace(signature, on_loss=on_loss), tag, value)
 
-    def _report(self) -> StateReport:
+    def _sync_request(self, tag: str | None) -> Request:
+        """Offer what everybody makes of the last content alike."""
         revision = self._revision + 1
-        content = hashlib.blake2b(self._content + b"%d" % revision, digest_size=16).digest()
-        return StateReport(revision=revision, digest=content, strategy=Strategy.POPULAR)
+        cells = next_cells(self._content, revision)
+        digest = hashed(cells).digest
+        report = StateReport(revision=revision, digest=digest, strategy=Strategy.POPULAR)
+        return Request(SYNC, tag, state=report, cells=cells)

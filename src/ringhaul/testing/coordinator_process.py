@@ -42,7 +42,7 @@ class CoordinatorProcess:
         self._effects_left: int | None = None
         self.is_up = True
         self.machine = Coordinator(
-            run_id=_RUN_ID, incarnation=1, secret=_SECRET, options=self._options
+            run_id=_RUN_ID, incarnation=1, secret=_SECRET, options=self._options, check_every=1
         )
 
     # -- the machine --------------------------------------------------------------------------
@@ -174,6 +174,7 @@ class CoordinatorProcess:
                 incarnation=run.incarnation + 1,
                 secret=_SECRET,
                 options=self._options,
+                check_every=1,
                 memory=replay(journal),
             )
         else:
@@ -183,6 +184,7 @@ class CoordinatorProcess:
                 incarnation=dice.choice((1, run.incarnation + 1, run.incarnation + 9)),
                 secret=b"another secret %4d" % self._starts,
                 options=self._options,
+                check_every=1,
                 is_new=False,
             )
         self.step(Tick())

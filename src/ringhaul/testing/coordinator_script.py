@@ -29,7 +29,9 @@ class Script:
     """A coordinator, the peers that talk to it, and all it has sent."""
 
     def __init__(self) -> None:
-        self.coordinator = Coordinator(run_id=b"r" * 16, incarnation=1, secret=b"s" * 16)
+        self.coordinator = Coordinator(
+            run_id=b"r" * 16, incarnation=1, secret=b"s" * 16, check_every=1
+        )
         self.now = 0.0
         self.sent: list[tuple[LinkId, Message]] = []
         self.effects: list[Effect] = []

@@ -1,4 +1,4 @@
-"""Simulated data links, transfers around the ring, and fetching of state.
+"""Simulated data links, and transfers around the ring.
 
 A member's part of a transfer needs all members of its generation and all links of its ring;
 of a broadcast, those from the root to it. Its result is the tuple of (peer, value), in ring
@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 
 from ringhaul.core.peer.steps import (
     BeginTransfer,
-    CallGivenUp,
-    FollowSyncPlan,
     LinkBroken,
     LinkUp,
     TransferDone,
 )
 from ringhaul.ids import CallId, Generation, OpKey, PeerId
 from ringhaul.limits import LINK_DIAL_S, LINK_STALLED_S
-from ringhaul.wire.coordinator_messages import Outcome, Proposal, SyncPlan
+from ringhaul.wire.coordinator_messages import Proposal
 from ringhaul.wire.records import Ticket
 
 if TYPE_CHECKING:
@@ -236,52 +234,12 @@ class DataPlane:
 
     def drop(self, process: Process, call: CallId) -> None:
         """An attempt ended, one way or the other."""
-        process.plans.pop(call, None)
         attempt = process.posted.pop(call, None)
         if attempt is not None:
             posted = self._posted[attempt]
             del posted[process.peer_id]
             if not posted:
                 del self._posted[attempt]
-
-    # -- state --------------------------------------------------------------------------------
-
-    def follow_plan(self, process: Process, effect: FollowSyncPlan) -> None:
-        """Serve the elected state, or fetch it."""
-        process.plans[effect.call] = effect.plan
-        deadline_at = self._world.agenda.now + LINK_DIAL_S
-        self._world.agenda.after(
-            self._delay_s(), lambda: self._fetch(process, effect.call, effect.plan, 0, deadline_at)
-        )
-
-    def _fetch(
-        self, process: Process, call: CallId, plan: SyncPlan, turn: int, deadline_at: float
-    ) -> None:
-        agenda = self._world.agenda
-        if not process.is_alive or process.plans.get(call) is not plan:
-            return
-        if not plan.holders:
-            process.deliver(TransferDone(call, plan.generation))
-            return
-        if turn == len(plan.holders) or (self._world.is_faulty and agenda.chance(0.01)):
-            process.deliver(CallGivenUp(call, Outcome.NO_STATE, "no holder could be reached"))
-            return
-        holder = self._world.by_id[plan.holders[turn].peer]
-        served = [
-            theirs
-            for theirs in holder.plans.values()
-            if theirs.generation == plan.generation and theirs.key == plan.key
-        ]
-        if not holder.is_alive or agenda.now >= deadline_at:
-            turn += 1
-            deadline_at = agenda.now + LINK_DIAL_S
-        elif served and not holder.is_paused:
-            assert not served[0].holders
-            assert process.peer_id in [ticket.peer for ticket in served[0].requesters]
-            self._world.ledger.seen["state fetched"] += 1
-            process.deliver(TransferDone(call, plan.generation))
-            return
-        agenda.after(0.1, lambda: self._fetch(process, call, plan, turn, deadline_at))
 
     def _delay_s(self) -> float:
         return self._world.agenda.between(0.001, 0.05)

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
@@ -17,12 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ringhaul import limits
 from ringhaul.communicator import Communicator
 from ringhaul.errors import RinghaulError
 from ringhaul.io.calls import ReduceCall
+from ringhaul.io.state_serve import _Connection
 from ringhaul.joining import connect
 from ringhaul.many import Batch, Parcel
 from ringhaul.results import ReduceInfo
+from ringhaul.state.content import Stage
+from ringhaul.state.shared import SharedState
 from ringhaul.testing.processes import check_sum, contribution
 
 Array = NDArray[np.float32]
@@ -86,6 +91,8 @@ def run_rounds(comm: Communicator, options: argparse.Namespace) -> None:
         if out is None:
             np.copyto(array, own)
         try:
+            if options.hold_lock_s:
+                hold_interpreter_lock(options.hold_lock_s)
             if options.admit:
                 comm.admit()
             if round_index == options.die_in_round:
@@ -156,6 +163,48 @@ def run_many(comm: Communicator, options: argparse.Namespace) -> None:
         )
 
 
+def run_sync(comm: Communicator, options: argparse.Namespace) -> None:
+    """Wait for all members, then sync a state of one value; say what it holds in the end."""
+    while comm.world_size < options.members:
+        comm.admit()
+    weights = content_of(options.content, options.sync_mib)
+    state = SharedState({"weights": weights, "other": np.zeros(1)}, options.revision)
+    if options.die_at_block:
+        owner, method = (_Connection, "_send_block") if options.revision else (Stage, "accept")
+        die_at_call(owner, method, options.die_at_block)
+    say("ready")
+    facts: dict[str, Any] = {}
+    try:
+        budget = options.upload_bytes_per_s
+        info = comm.sync_state(state, timeout_s=options.timeout_s, upload_bytes_per_s=budget)
+        facts = {"received_bytes": info.received_bytes, "sources": info.sources}
+    except RinghaulError as error:
+        facts = {"kind": type(error).__name__, "text": str(error)}
+    known = (
+        number
+        for number in range(10)
+        if np.array_equal(weights, content_of(number, options.sync_mib))
+    )
+    say("synced", content=next(known, None), revision=state.revision, **facts)
+
+
+def content_of(number: int, mib: int) -> NDArray[np.uint32]:
+    """A content that no compression makes smaller."""
+    return np.random.default_rng(number).integers(0, 2**32, mib << 18, np.uint32)
+
+
+def die_at_call(owner: type, method: str, count: int) -> None:
+    """Die where a method of a class would be called for the `count`-th time."""
+    act, numbers = getattr(owner, method), itertools.count(1)
+
+    def act_or_die(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+        if next(numbers) == count:
+            die()
+        return act(*args, **options)
+
+    setattr(owner, method, act_or_die)
+
+
 def die_at_operation(count: int) -> None:
     """Die where the `count`-th operation of an `all_reduce_many` would be posted."""
     prepare, numbers = Batch._prepare, itertools.count(1)
@@ -166,6 +215,11 @@ def die_at_operation(count: int) -> None:
         return prepare(batch, parcel)
 
     Batch._prepare = prepare_or_die  # type: ignore[assignment, method-assign]
+
+
+def hold_interpreter_lock(duration_s: float) -> None:
+    """As an extension does that computes without releasing the lock: no thread runs."""
+    ctypes.PyDLL(None).usleep(ctypes.c_uint(int(duration_s * 1e6)))
 
 
 def die() -> None:
@@ -192,11 +246,24 @@ def main() -> None:
     parser.add_argument("--max-in-flight", type=int, default=8)
     parser.add_argument("--die-at-operation", type=int, default=1, help="of an all_reduce_many")
     parser.add_argument("--stop-on-error", action="store_true")
+    parser.add_argument("--sync-mib", type=int, default=0, help="sync a state of this size once")
+    parser.add_argument("--members", type=int, default=1, help="that the sync waits for")
+    parser.add_argument("--content", type=int, default=0)
+    parser.add_argument("--revision", type=int, default=0)
+    parser.add_argument("--upload-bytes-per-s", type=float)
+    parser.add_argument("--die-at-block", type=int, default=0, help="given, or received if stale")
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER")
+    parser.add_argument("--hold-lock-s", type=float, help="of the interpreter, before each round")
     options = parser.parse_args()
+    for limit in options.limit:
+        limit_name, _, number = limit.partition("=")
+        assert hasattr(limits, limit_name), limit_name
+        setattr(limits, limit_name, float(number))
     name = f"w{options.index}"
     with connect(options.address, name=name, min_world_size=options.min_world_size) as comm:
         say("joined", peer=comm.peer_id, rank=comm.rank, world_size=comm.world_size)
-        (run_many if options.many else run_rounds)(comm, options)
+        run = run_sync if options.sync_mib else run_many if options.many else run_rounds
+        run(comm, options)
     say("left")
 
 

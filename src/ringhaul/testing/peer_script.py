@@ -42,7 +42,8 @@ class PeerScript:
         self.peer = Peer(
             PeerOptions(
                 coordinator="host:1", name="me", group=0, addresses=(Address("192.0.2.1", 1),)
-            )
+            ),
+            check_every=1,
         )
         self.now = 0.0
         self.effects: list[Effect] = []

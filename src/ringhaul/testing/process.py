@@ -43,7 +43,8 @@ from ringhaul.testing.application import ROUNDS_MAX, Application, Request, Resul
 from ringhaul.testing.control_plane import Connection
 from ringhaul.testing.data_plane import Value
 from ringhaul.testing.ledger import OracleError
-from ringhaul.wire.coordinator_messages import Opened, Outcome, Proposal, SyncPlan
+from ringhaul.testing.state_plane import Cells
+from ringhaul.wire.coordinator_messages import Opened, Outcome, Proposal
 from ringhaul.wire.records import Address, CollectiveKind
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class Process:
                 addresses=(Address(f"192.0.2.{index}", 1000),),
                 min_world_size=min_world_size,
                 coordinator_grace_s=40.0,
-            )
+            ),
+            check_every=1,
         )
         self.is_alive = True
         self.is_paused = False
@@ -87,8 +89,9 @@ class Process:
         #: Operations whose data may move, by call; results that are whole; states served.
         self.posted: dict[CallId, tuple[int, Generation, OpKey]] = {}
         self.results: dict[CallId, Value] = {}
-        self.plans: dict[CallId, SyncPlan] = {}
-        self.elected = (0, bytes(16))
+        #: Revision and content after the last sync that was committed.
+        self.elected: tuple[int, Cells] = (0, ())
+        self._elected_revision = 0
         #: It dies once it has performed so many effects more.
         self.effects_left: int | None = None
         self.app = Application(self, seed=world.seed, admits_twice=world.admits_twice)
@@ -222,9 +225,10 @@ class Process:
                 if self.results.pop(call, None) is not None:
                     world.ledger.seen["finished, then aborted"] += 1
                 world.data.drop(self, call)
+                world.states.drop(self, call)
             case FollowSyncPlan(_, plan):
-                self.elected = (plan.revision, plan.digest)
-                world.data.follow_plan(self, effect)
+                self._elected_revision = plan.revision
+                world.states.follow(self, effect)
             case Complete() | Fail():
                 self._on_ended(effect)
             case Joined(view):
@@ -279,6 +283,8 @@ class Process:
         key = OpKey(request.tag, self._ordinals[request.tag])
         self._ordinals[request.tag] += 1
         self._calls[call] = _Call(place=place, request=request, era=self._era, key=key)
+        if request.state is not None:
+            self._world.states.begin(self, call, request.cells)
         self.deliver(
             CollectiveCalled(
                 call=call,
@@ -293,6 +299,12 @@ class Process:
         call = self._calls.pop(effect.call)
         self._world.data.drop(self, effect.call)
         value = self.results.pop(effect.call, ())
+        if call.request.state is not None:
+            is_committed = isinstance(effect, Complete)
+            ended = self._world.states.end(self, effect.call, is_committed=is_committed)
+            if is_committed:
+                self.elected = (self._elected_revision, ended[1])
+                value = ((PeerId("the content"), int.from_bytes(ended[0], "big")),)
         error = effect.error if isinstance(effect, Fail) else None
         result = Result(effect.view, value, error)
         if call.key is not None:
@@ -359,6 +371,11 @@ class Process:
         allowed = isinstance(error, (CollectiveAborted, CallTimeout))
         allowed = allowed or (isinstance(error, MismatchError) and world.has_mismatch)
         allowed = allowed or (isinstance(error, StateError) and "could be reached" in str(error))
+        allowed = allowed or (
+            isinstance(error, StateError) and "the last member that" in str(error)
+        )
+        if "the last member that" in str(error):
+            world.ledger.seen["state lost with its last holder"] += 1
         allowed = allowed or "or a NaN" in str(error)
         allowed = allowed or ("results of" in str(error) and world.spoils_results)
         if not allowed:

@@ -67,6 +67,7 @@ class Again(Script):
             secret=b"s" * 16,
             memory=memory,
             is_new=False,
+            check_every=1,
         )
 
     def come(self, name: str, *, secret: bytes = b"p" * 16, group: int = 0, ack: int = 33) -> None:

@@ -17,6 +17,7 @@ from ringhaul.testing.coordinator_process import CoordinatorProcess
 from ringhaul.testing.data_plane import DataPlane
 from ringhaul.testing.ledger import Ledger, OracleError
 from ringhaul.testing.process import Process
+from ringhaul.testing.state_plane import StatePlane
 from ringhaul.testing.weather import Weather
 
 ACTS_MAX = 20_000
@@ -47,6 +48,7 @@ class World:
         self.ledger = Ledger()
         self.control = ControlPlane(self)
         self.data = DataPlane(self)
+        self.states = StatePlane(self)
         self.processes: list[Process] = []
         self.by_id: dict[PeerId, Process] = {}
         self.is_faulty = True

@@ -8,6 +8,7 @@ try:
 except ImportError as error:  # pragma: no cover - needs an environment without it
     raise ImportError("ringhaul.torch needs PyTorch: pip install 'ringhaul[torch]'") from error
 
+from ringhaul.torch.gradients import GradientAverager, gradient_hook
 from ringhaul.torch.loops import DelayedDiLoCo, DiLoCo, StreamingDiLoCo
 from ringhaul.torch.store import ModuleStore
 from ringhaul.torch.tensors import all_reduce
@@ -15,7 +16,9 @@ from ringhaul.torch.tensors import all_reduce
 __all__ = [
     "DelayedDiLoCo",
     "DiLoCo",
+    "GradientAverager",
     "ModuleStore",
     "StreamingDiLoCo",
     "all_reduce",
+    "gradient_hook",
 ]

@@ -162,7 +162,7 @@ class DelayedDiLoCo(TorchLoop, diloco.DelayedDiLoCo):
         inner_steps: as there.
         eager: as for `ringhaul.diloco.DelayedDiLoCo`.
         staleness_penalty: as there.
-        outer_optimizer: as for `DiLoCo`.
+        outer_optimizer: `ringhaul.diloco.nesterov(0.4, 0.5)` by default.
         codec: as there.
         timeout_s: as there.
         max_seconds_per_round: as there.

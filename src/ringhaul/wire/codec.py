@@ -11,7 +11,7 @@ import msgpack
 from ringhaul.errors import WireError
 from ringhaul.limits import FRAME_BYTES_MAX
 from ringhaul.wire import coordinator_messages, peer_messages, session_messages, status_messages
-from ringhaul.wire.fields import blob, read_record, shown, uint, write_value
+from ringhaul.wire.fields import blob, plain, read_record, shown, uint, values_of
 from ringhaul.wire.message import MESSAGES, Message
 
 #: Importing them registers their messages.
@@ -56,21 +56,14 @@ def encode(envelope: Envelope) -> bytes:
         WireError: the message is longer than `FRAME_BYTES_MAX`, or a text in it is not
             Unicode (half a surrogate pair).
     """
-    fields = write_value(envelope.message)
-    assert isinstance(fields, list)
-    head = [
-        envelope.message.KIND,
-        envelope.run_id,
-        envelope.incarnation,
-        envelope.seq,
-        envelope.ack,
-    ]
+    message = envelope.message
+    head = [message.KIND, envelope.run_id, envelope.incarnation, envelope.seq, envelope.ack]
     try:
-        data: bytes = msgpack.packb(head + fields)
+        data: bytes = msgpack.packb(head + values_of(message), default=plain)
     except UnicodeEncodeError as error:
-        raise WireError(f"{type(envelope.message).__name__}: {error}") from None
+        raise WireError(f"{type(message).__name__}: {error}") from None
     if len(data) > FRAME_BYTES_MAX:
-        raise WireError(f"{type(envelope.message).__name__} of {len(data)} bytes is too long")
+        raise WireError(f"{type(message).__name__} of {len(data)} bytes is too long")
     return data
 
 

@@ -72,7 +72,7 @@ class VoteResult(Message):
     outcome: Annotated[VoteOutcome, one_of(VoteOutcome)]
     generation: Annotated[Generation, uint]
     ring_order: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
     #: Decisions (verdicts and vote results) of a run are numbered from 1.
@@ -150,7 +150,7 @@ class Opened(Message):
     #: By an admission: operations are counted from 0 again.
     admission: Annotated[bool, boolean]
     joined: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     #: How many admissions of this run there were, this one included.
     admissions: Annotated[int, uint] = 0
     #: The last decision before that admission, and before this opening.
@@ -180,7 +180,7 @@ class Began(Message):
     key: Annotated[OpKey, op_key]
     #: Position among all collectives of this member since the last admission.
     call_index: Annotated[int, uint]
-    signature: Annotated[Signature, record_of(Signature)]
+    signature: Annotated[Signature, record_of(Signature, repeats=True)]
     state: Annotated[StateReport | None, optional(record_of(StateReport))] = None
 
 
@@ -246,7 +246,7 @@ class Verdict(Message):
     key: Annotated[OpKey, op_key]
     outcome: Annotated[Outcome, one_of(Outcome)]
     ring_order: Annotated[tuple[PeerId, ...], peer_ids]
-    counts: Annotated[Counts, record_of(Counts)]
+    counts: Annotated[Counts, record_of(Counts, repeats=True)]
     culprits: Annotated[tuple[PeerId, ...], peer_ids] = ()
     detail: Annotated[str, text] = ""
     #: Decisions (verdicts and vote results) of a run are numbered from 1.

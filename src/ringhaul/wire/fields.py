@@ -7,8 +7,8 @@ A message class names one reader per field, as in `Annotated[Generation, uint]`.
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from ringhaul.errors import WireError
 from ringhaul.limits import ADDRESSES_MAX, NAME_LENGTH_MAX, TAG_LENGTH_MAX, TEXT_LENGTH_MAX
@@ -17,6 +17,10 @@ T = TypeVar("T")
 Reader = Callable[[object], Any]
 
 UINT_MAX = 2**63 - 1
+#: Records of one class that are looked up instead of read again.
+REPEATED_MAX = 64
+#: More fields than any record has: it is refused whatever follows.
+FIELDS_MAX = 32
 
 
 def shown(value: object) -> str:
@@ -104,9 +108,12 @@ def blob_up_to(length: int) -> Reader:
 token = blob(16)
 
 
+_id_text = text_up_to(NAME_LENGTH_MAX + 16)
+
+
 def peer_id(value: object) -> str:
     """A peer's id: printable, not empty."""
-    read: str = text_up_to(NAME_LENGTH_MAX + 16)(value)
+    read: str = _id_text(value)
     if not read or not read.isprintable():
         raise WireError(f"not a peer id: {shown(value)}")
     return read
@@ -144,71 +151,85 @@ def one_of(kind: type[enum.Enum]) -> Reader:
     return read
 
 
+class _Shape(NamedTuple):
+    """A record class, taken apart once."""
+
+    names: tuple[str, ...]
+    readers: tuple[Reader, ...]
+    problem: Callable[[Any], str | None] | None
+
+
 @functools.cache
-def readers_of(record: type) -> tuple[tuple[str, Reader], ...]:
+def _shape_of(record: type) -> _Shape:
     """The fields of a record class and their readers, in order."""
     hints = get_type_hints(record, include_extras=True)
-    found = []
+    names, readers = [], []
     for field in dataclasses.fields(record):
         hint = hints[field.name]
         assert get_origin(hint) is not None, f"{record.__name__}.{field.name} has no reader"
-        found.append((field.name, get_args(hint)[1]))
-    return tuple(found)
+        names.append(field.name)
+        readers.append(get_args(hint)[1])
+    return _Shape(tuple(names), tuple(readers), getattr(record, "problem", None))
 
 
-def read_record(record: type[T], values: list[object]) -> T:
+def read_record(record: type[T], values: Sequence[object]) -> T:
     """Read the fields of `record`; then ask it for a problem that only the whole can tell."""
-    readers = readers_of(record)  # type: ignore[arg-type]
+    names, readers, problem = _shape_of(record)  # type: ignore[arg-type]
     if len(values) != len(readers):
         raise WireError(f"{record.__name__} has {len(readers)} fields, not {len(values)}")
-    fields = {}
-    for (name, reader), value in zip(readers, values, strict=True):
-        try:
-            fields[name] = reader(value)
-        except WireError as error:
-            raise WireError(f"{record.__name__}.{name}: {error}") from None
-    read = record(**fields)
-    problem: str | None = getattr(read, "problem", lambda: None)()
-    if problem is not None:
-        raise WireError(f"{record.__name__}: {problem}")
+    fields: list[object] = []
+    try:
+        for reader, value in zip(readers, values, strict=True):
+            fields.append(reader(value))
+    except WireError as error:
+        raise WireError(f"{record.__name__}.{names[len(fields)]}: {error}") from None
+    read = record(**dict(zip(names, fields, strict=True)))
+    if problem is not None and (text := problem(read)) is not None:
+        raise WireError(f"{record.__name__}: {text}")
     return read
 
 
-def record_of(record: type) -> Reader:
-    """Make a reader of a record inside a message."""
+def record_of(record: type, *, repeats: bool = False) -> Reader:
+    """Make a reader of a record inside a message.
+
+    `repeats`: its fields are plain values, the same in message after message, and what was
+    read lately is looked up.
+    """
+
+    def read_values(*values: Hashable) -> Any:  # noqa: ANN401 - an instance of `record`
+        return read_record(record, values)
+
+    look_up: Any = read_values
+    if repeats:  # `typed`: 1 is no boolean, nor is True a number
+        look_up = functools.lru_cache(maxsize=REPEATED_MAX, typed=True)(read_values)
 
     def read(value: object) -> Any:  # noqa: ANN401 - an instance of `record`
         if type(value) is not list:
             raise WireError(f"not a {record.__name__}: {shown(value)}")
-        return read_record(record, value)
+        try:
+            return look_up(*value[:FIELDS_MAX])
+        except TypeError:  # what is nested has no hash
+            return read_record(record, value)
 
     return read
 
 
-_PLAIN = frozenset((int, str, bytes, bool, float, type(None)))
-
-
 @functools.cache
-def _names_of(record: type) -> tuple[str, ...] | None:
-    """The names of a record's fields, in order; None if it is no record."""
-    if not dataclasses.is_dataclass(record):
-        return None
+def _names_of(record: type) -> tuple[str, ...]:
+    """The names of a record's fields, in order."""
     return tuple(field.name for field in dataclasses.fields(record))
 
 
-def write_value(value: object) -> object:
-    """Turn a field's value into what msgpack packs; the inverse of its reader."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
+def values_of(record: object) -> list[object]:
+    """The fields of a record, in order; the inverse of `read_record` but for `plain`."""
+    return [getattr(record, name) for name in _names_of(type(record))]  # type: ignore[arg-type]
+
+
+def plain(value: object) -> object:
+    """Turn what msgpack does not know into what it does: records and enumerations."""
     if isinstance(value, enum.Enum):
         return value.value
-    names = _names_of(kind)  # type: ignore[arg-type]
-    if names is not None:
-        return [write_value(getattr(value, name)) for name in names]
-    if isinstance(value, tuple):
-        return [write_value(item) for item in value]
-    return value
+    return values_of(value)
 
 
 address_host = text_up_to(255)

@@ -7,7 +7,6 @@ say what happened, effects say what to do. `now` is seconds of any steady clock.
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import assert_never
 
 from ringhaul.core.clock import RunningClock
@@ -19,12 +18,13 @@ from ringhaul.core.coordinator import (
     openings,
     recovery,
     status,
+    timers,
 )
 from ringhaul.core.coordinator.journal import Memory
 from ringhaul.core.coordinator.model import Effect, Options, Peer, Run, Wanted
 from ringhaul.core.steps import LinkLost, Received, Tick
 from ringhaul.errors import InvariantError, ProtocolError
-from ringhaul.ids import LinkId
+from ringhaul.ids import LinkId, OpKey
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import (
     Began,
@@ -54,8 +54,11 @@ class LinkAccepted:
 Event = LinkAccepted | Received | LinkLost | Tick
 
 
-#: Invariants of more operations than this are checked at each tick, not at each step.
+#: Invariants of more operations than this are checked at each tick, not at each full check.
 CHECKED_OPEN_MAX = 64
+#: Steps that change one operation and nothing else are followed by a check of that one; so
+#: many of them, or any other step, by a check of everything.
+CHECK_EVERY = 64
 
 
 class Coordinator:
@@ -70,6 +73,7 @@ class Coordinator:
         options: Options | None = None,
         memory: Memory | None = None,
         is_new: bool = True,
+        check_every: int = CHECK_EVERY,
     ) -> None:
         """Be the coordinator of a run.
 
@@ -80,6 +84,7 @@ class Coordinator:
             options: what an operator may set.
             memory: what an earlier coordinator of this run saved.
             is_new: without memory: no peer of an earlier start can come back.
+            check_every: check all invariants after so many plain steps; tests: after each.
         """
         self.run = Run(
             run_id=run_id,
@@ -95,6 +100,10 @@ class Coordinator:
         self._story: deque[tuple[float, Event]] = deque(maxlen=50)
         self._clock = RunningClock()
         self._heartbeat_at = 0.0
+        #: No timer is due before this, whatever plain steps follow; None: not known.
+        self._quiet_until: float | None = None
+        self._check_every = check_every
+        self._unchecked_count = 0
 
     # -- the way in ---------------------------------------------------------------------------
 
@@ -108,17 +117,18 @@ class Coordinator:
         run = self.run
         run.now = self._clock.advance(now, run.options.heartbeat_interval_s)
         run.effects = []
+        is_plain = False
         if run.started_at is None:
             run.started_at = run.now
         if self._waits_for_members:
             self._waits_for_members = False
             recovery.begin(run, has_journal=self._has_journal)
         match event:
-            case LinkAccepted(link, host):
-                run.links[link] = (host, None)
             case Received(link, envelope):
                 if link in run.links:
-                    self._on_received(link, envelope)
+                    is_plain = self._on_received(link, envelope)
+            case LinkAccepted(link, host):
+                run.links[link] = (host, None)
             case LinkLost(link, reason):
                 if link in run.links:
                     members.on_link_lost(run, link, reason)
@@ -126,37 +136,31 @@ class Coordinator:
                 self._on_tick()
             case _:
                 assert_never(event)
-        self._settle()
-        self._check(ticked=isinstance(event, Tick))
+        if not (is_plain and self._is_calm()):
+            self._quiet_until = None
+            self._settle()
+            is_plain = False
+        self._unchecked_count += 1
+        if not is_plain or self._unchecked_count >= self._check_every:
+            self._unchecked_count = 0
+            self._check(ticked=isinstance(event, Tick))
         return run.effects
 
     def next_deadline(self) -> float:
-        """When a `Tick` is due, on the clock of `now`."""
-        return self._clock.caller_time(min(at for at, _ in self._timers()))
+        """When a `Tick` is due, on the clock of `now`. One that comes too early does no harm."""
+        if self._quiet_until is None:
+            quiet_until = min(self._heartbeat_at, timers.quiet_until(self.run))
+            if quiet_until <= self.run.now:
+                return self._clock.caller_time(min(at for at, _ in self._timers()))
+            self._quiet_until = quiet_until
+        return self._clock.caller_time(self._quiet_until)
 
     # -- time ---------------------------------------------------------------------------------
 
     def _timers(self) -> Iterator[tuple[float, Callable[[], None]]]:
-        """Every deadline and what happens then. The only place that computes one."""
-        run = self.run
+        """Every deadline and what happens then."""
         yield self._heartbeat_at, self._send_heartbeats
-        if run.recovery is not None:
-            yield from recovery.timers(run, run.recovery)
-            return
-        for at, peer, why in members.silence_timers(run):
-            yield at, partial(members.condemn, run, peer.id, why)
-        for group in run.groups.values():
-            if group.proposal is not None:
-                at = group.proposal.since + run.options.proposal_s
-                yield at, partial(openings.on_overdue, run, group)
-            waiting = (c for c in group.open.values() if not c.is_reported)
-            if (oldest := next(waiting, None)) is not None:  # they stand in their order
-                at = oldest.since + run.options.waiting_report_s
-                yield at, partial(collectives.report_waiting, run, group, oldest)
-        waiting_since = admission.waiting_since(run)
-        if waiting_since is not None:
-            at = waiting_since + run.options.waiting_report_s
-            yield at, partial(admission.report_waiting, run)
+        yield from timers.timers(self.run)
 
     def _send_heartbeats(self) -> None:
         self._heartbeat_at = self.run.now + self.run.options.heartbeat_interval_s
@@ -173,13 +177,15 @@ class Coordinator:
 
     # -- messages -----------------------------------------------------------------------------
 
-    def _on_received(self, link: LinkId, envelope: Envelope) -> None:
+    def _on_received(self, link: LinkId, envelope: Envelope) -> bool:
+        """Take a message; tell whether it was a plain one, about one operation or none."""
         run = self.run
         host, peer_id = run.links[link]
         if peer_id is None:
             self._on_stranger(link, host, envelope)
-            return
+            return False
         peer = run.peers[peer_id]
+        is_plain = False
         try:
             is_ours = run.first_incarnation <= envelope.incarnation <= run.incarnation
             if envelope.run_id != run.run_id or not is_ours:
@@ -192,11 +198,13 @@ class Coordinator:
             if is_new and run.recovery is not None and envelope.seq:
                 recovery.on_message(run, run.recovery, peer, envelope.message)
             elif is_new:
-                self._on_message(peer, envelope.message)
+                is_plain = self._on_message(peer, envelope.message)
             if peer.session.is_overdue:
                 raise ProtocolError("it acknowledges nothing")
         except ProtocolError as error:
             self._on_breach(peer, f"it broke the protocol: {error}")
+            return False
+        return is_plain
 
     def _on_breach(self, peer: Peer, reason: str) -> None:
         run = self.run
@@ -234,16 +242,21 @@ class Coordinator:
         except ProtocolError as error:
             self.run.condemned.append((peer.id, f"it broke the protocol: {error}"))
 
-    def _on_message(self, peer: Peer, message: Message) -> None:
+    def _on_message(self, peer: Peer, message: Message) -> bool:
+        """Take a member's message; tell whether it was a plain one."""
         run = self.run
         match message:
-            case Heartbeat() as heartbeat:
-                members.on_heartbeat(run, peer, heartbeat)
             case Began() as began:
                 collectives.on_began(run, peer, began)
                 admission.on_began(run, peer)
+                self._check_open(peer, began.key)
+                return True
             case Finished() as finished:
                 collectives.on_finished(run, peer, finished)
+                self._check_open(peer, finished.key)
+                return True
+            case Heartbeat() as heartbeat:
+                members.on_heartbeat(run, peer, heartbeat)
             case GiveUp() as give_up:
                 collectives.on_give_up(run, peer, give_up)
             case Vote() as vote:
@@ -260,8 +273,24 @@ class Coordinator:
                 members.on_late_report(run, peer, report)
             case other:
                 raise ProtocolError(f"a peer does not send {type(other).__name__}")
+        return False
 
     # -- conclusions --------------------------------------------------------------------------
+
+    def _is_calm(self) -> bool:
+        """Is there surely no conclusion to draw? Nothing changes, and some member has not voted."""
+        run = self.run
+        if run.condemned or run.recovery is not None:
+            return False
+        has_voter_to_come = False
+        for group in run.groups.values():
+            if group.wanted is not None or group.proposal is not None or group.doubts:
+                return False
+            if not has_voter_to_come:
+                has_voter_to_come = any(
+                    not run.has_voted(run.peers[member]) for member in group.ring_order
+                )
+        return has_voter_to_come
 
     def _settle(self) -> None:
         """Draw all conclusions from the facts, until there are none left."""
@@ -285,6 +314,16 @@ class Coordinator:
                 continue
             return
         raise InvariantError("conclusions do not end", self._tell_story())
+
+    def _check_open(self, peer: Peer, key: OpKey) -> None:
+        """What has to hold of one operation after a step about it."""
+        group = self.run.group_of(peer)
+        collective = group.open.get(key)
+        if collective is not None and not (
+            collective.finished.keys() <= collective.began.keys()
+            and len(collective.finished) < len(group.ring_order)
+        ):
+            raise InvariantError(f"{key} is open, but all have finished", self._tell_story())
 
     def _check(self, *, ticked: bool) -> None:
         """Invariants that hold between any two steps."""
@@ -321,6 +360,11 @@ class Coordinator:
             ),
             (not run.condemned, "a condemned peer is still here"),
             (not ticked or min(at for at, _ in self._timers()) > run.now, "a Tick left work due"),
+            (
+                self._quiet_until is None
+                or self._quiet_until <= min(at for at, _ in self._timers()),
+                "a timer is due before the deadline",
+            ),
         ):
             if not holds:
                 raise InvariantError(broken, self._tell_story())

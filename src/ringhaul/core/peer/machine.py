@@ -46,15 +46,22 @@ from ringhaul.wire.session_messages import Evicted, Goodbye, Heartbeat, Refused,
 __all__ = ["Peer", "PeerOptions"]
 
 
-#: Invariants of more calls than this are checked at each tick, not at each step.
+#: Invariants of more calls than this are checked at each tick, not at each full check.
 CHECKED_CALLS_MAX = 64
+#: All is checked after so many steps that begin or end a call and nothing else, and after
+#: every other step.
+CHECK_EVERY = 64
 
 
 class Peer:
     """One peer's view of the run, and what its callers wait for."""
 
-    def __init__(self, options: PeerOptions) -> None:
+    def __init__(self, options: PeerOptions, *, check_every: int = CHECK_EVERY) -> None:
         self.state = State(options)
+        #: No timer is due before this, whatever plain steps follow; None: not known.
+        self._quiet_until: float | None = None
+        self._check_every = check_every
+        self._unchecked_count = 0
         self._clock = RunningClock()
         self._story: deque[tuple[float, Event]] = deque(maxlen=50)
 
@@ -70,10 +77,18 @@ class Peer:
         state.effects = []
         if state.phase is Phase.STOPPED:
             return []
+        is_plain = False
         match event:
             case Received(link, envelope):
                 if link == state.link:
                     self._on_received(link, envelope)
+                    is_plain = type(envelope.message) is Verdict and link == state.link
+            case TransferDone():
+                collective.on_transfer_done(state, event)
+                is_plain = True
+            case CollectiveCalled():
+                collective.on_called(state, event)
+                is_plain = event.timeout_s is None
             case LinkLost(link, reason):
                 control.on_link_lost(state, link, reason)
             case Tick():
@@ -82,14 +97,25 @@ class Peer:
                         act(state)
             case _:
                 self._on_runner(event)
-        self._check(ticked=isinstance(event, Tick))
+        if not is_plain:
+            self._quiet_until = None
+        self._unchecked_count += 1
+        if not is_plain or self._unchecked_count >= self._check_every:
+            self._unchecked_count = 0
+            self._check(ticked=isinstance(event, Tick))
         return state.effects
 
     def next_deadline(self) -> float:
-        """When a `Tick` is due, on the clock of `now`; infinite once stopped."""
-        at = min((at for at, _ in self._timers()), default=float("inf"))
-        if self.state.phase is not Phase.STOPPED:
-            at = min(at, self.state.now + 1.0)  # so that the clock sees gaps
+        """When a `Tick` is due, on the clock of `now`; infinite once stopped.
+
+        Plain steps only put timers off: after them it may come too early, which does no harm.
+        """
+        at = self._quiet_until
+        if at is None:
+            at = min((at for at, _ in self._timers()), default=float("inf"))
+            if self.state.phase is not Phase.STOPPED:
+                at = min(at, self.state.now + 1.0)  # so that the clock sees gaps
+            self._quiet_until = at
         return self._clock.caller_time(at)
 
     def _timers(self) -> Iterator[tuple[float, Callable[[State], None]]]:
@@ -107,14 +133,12 @@ class Peer:
         | Dialled
         | DialFailed
         | AdmitCalled
-        | CollectiveCalled
         | CallGivenUp
         | BatchFailed
         | CloseCalled
         | LinkUp
         | LinkBroken
-        | LinkMeasured
-        | TransferDone,
+        | LinkMeasured,
     ) -> None:
         state = self.state
         match event:
@@ -126,8 +150,6 @@ class Peer:
                 control.on_dial_failed(state, reason)
             case AdmitCalled():
                 membership.on_admit_called(state, event)
-            case CollectiveCalled():
-                collective.on_called(state, event)
             case CallGivenUp():
                 if state.admit is not None and state.admit.id == event.call:
                     membership.give_up(state, VoteOutcome.INTERRUPTED, event.detail)
@@ -143,8 +165,6 @@ class Peer:
                 membership.on_link_broken(state, event)
             case LinkMeasured():
                 state.outgoing_bytes_per_s = event.outgoing_bytes_per_s
-            case TransferDone():
-                collective.on_transfer_done(state, event)
             case _:
                 assert_never(event)
 
@@ -247,6 +267,11 @@ class Peer:
             (
                 not ticked or min((at for at, _ in self._timers()), default=1e300) > state.now,
                 "a Tick left work due",
+            ),
+            (
+                self._quiet_until is None
+                or self._quiet_until <= min((at for at, _ in self._timers()), default=1e300),
+                "a timer is due before the deadline",
             ),
         ):
             if not holds:

@@ -1,6 +1,6 @@
 """A socket that plays recorded bytes, and a reactor that watches nothing."""
 
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, cast
 
 from ringhaul.io.reactor import Reactor
@@ -63,6 +63,10 @@ class Tape(DataSocket):
 class _Idle:
     def watch(self, _handler: object, _mask: int) -> None:
         """Nobody waits."""
+
+    def defer(self, act: Callable[[], None], *, until_pause: bool = False) -> None:
+        """A pause comes at once."""
+        act()
 
     def forget(self, _handler: object) -> None:
         """Nobody waited."""
