@@ -180,7 +180,7 @@ BREAKAGES = (
         "does not send again after it has resumed",
         _PEER_CONTROL,
         "        state.send_again()\n",
-        "",
+        "        pass\n",
     ),
     Breakage(
         "does not begin again in the next generation",

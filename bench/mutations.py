@@ -55,7 +55,7 @@ def try_steps(source: Path) -> str:
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if done.returncode == 0:
         return ""
-    return failed[0].partition("::")[2].partition(" - ")[0] if failed else "pytest failed"
+    return (failed or ["pytest failed"])[0].rpartition("::")[2].partition(" - ")[0]
 
 
 def try_exploration(source: Path) -> str:

@@ -279,6 +279,15 @@ def test_what_names_an_older_generation_is_ignored(trio_of: Script) -> None:
     assert len(trio_of.ring()) == 2
 
 
+def test_a_report_about_a_link_of_an_older_ring_is_ignored(trio_of: Script) -> None:
+    trio_of.kill("c", witness="b")
+    trio_of.ready("a", "b")
+    trio_of.report("a", "b", refused=False, generation=1)
+
+    assert trio_of.coordinator.run.groups[0].doubts == []
+    assert trio_of.coordinator.run.groups[0].wanted is None
+
+
 def test_what_names_a_future_generation_costs_the_sender_its_place(trio_of: Script) -> None:
     trio_of.begin("c", generation=9)
 
