@@ -5,6 +5,8 @@ import signal
 import pytest
 from hypothesis import settings
 
+from ringhaul import compiled
+
 # A shell that starts the suite in the background has SIGINT ignored: tests of Ctrl-C would wait
 # for ever for an interrupt that never comes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -13,6 +15,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("same_every_run", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("same_every_run")
+
+
+@pytest.fixture(autouse=True)
+def numpy_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are not compiled beside tests that are not about them, nor left to the next."""
+    if request.path.parent.name != "compiled":
+        monkeypatch.setattr(compiled, "start", lambda: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -32,6 +32,7 @@ assert compiled.start() is None
 def as_before() -> Iterator[None]:
     before, start = installed_twins(), compiled.start
     start.cache_clear()
+    install_twins({})
     yield
     start.cache_clear()
     install_twins(before)

@@ -180,7 +180,7 @@ def test_a_member_that_has_not_heard_of_the_opening_is_told(again: Again) -> Non
         REPORT,
         opened=before,
         admitted_generation=Generation(3),
-        proposal=Ring(Generation(4), RING),
+        proposal=Ring(Generation(4), RING, 2),
         last_number=9,
         needs_opening=True,
     )
@@ -212,7 +212,7 @@ def test_an_admission_that_one_group_has_heard_of_is_completed_in_the_other(agai
     other = replace(
         REPORT,
         opened=replace(OPENED, generation=Generation(6), ring_order=there[:1], admissions=1),
-        proposal=Ring(Generation(8), there),
+        proposal=Ring(Generation(8), there, 2),
         last_number=10,
         needs_opening=True,
     )
@@ -287,3 +287,16 @@ def test_who_tells_two_reports_is_out(again: Again) -> None:
     again.wait(10.0, heard=("a", "b"))
 
     assert again.heard("a", Proposal)[0].ring_order == RING[:2]
+
+
+def test_a_proposal_of_a_later_admission_than_others_have_heard_of_is_not_opened(
+    again: Again,
+) -> None:
+    for name in RING[:2]:
+        again.back(name, report=replace(REPORT, opened=replace(OPENED, ring_order=RING[:2])))
+    again.come("x", group=1)
+    proposal = Ring(Generation(1), (PeerId("x"), PeerId("y")), OPENED.admissions + 1)
+    again.say("x", replace(REPORT, opened=None, proposal=proposal, last_number=0))
+    again.wait(3.0, heard=("a", "b", "x"))
+
+    assert again.heard("x", Opened) == []

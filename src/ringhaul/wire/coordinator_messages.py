@@ -109,6 +109,8 @@ class Proposal(Message):
     next: Annotated[Ticket | None, optional(record_of(Ticket))]
     #: The previous rank, which will dial.
     previous: Annotated[Ticket | None, optional(record_of(Ticket))]
+    #: Which admission of the run it would be; 0: a repair.
+    admissions: Annotated[int, uint] = 0
 
     def problem(self) -> str | None:
         """A ring has peers, each once, and links if it has more than one."""
@@ -302,6 +304,7 @@ class Ring:
 
     generation: Annotated[Generation, uint]
     ring_order: Annotated[tuple[PeerId, ...], peer_ids]
+    admissions: Annotated[int, uint]
 
 
 @message(kind=26)

@@ -56,6 +56,7 @@ def _send_proposal(run: Run, group: Group, proposed: Proposed) -> None:
             ring_order=ring,
             next=None if alone else run.ticket(group, peer_id, after, after),
             previous=None if alone else run.ticket(group, before, peer_id, before),
+            admissions=run.admissions + 1 if group.wanted is Wanted.ADMISSION else 0,
         )
         run.send(run.peers[peer_id], message)
 

@@ -85,7 +85,8 @@ def _complete_admission(
 
     Its newest proposal was the admission's: it was ready, and nothing was proposed since.
     """
-    proposals = [report.proposal for report in reports.values() if report.proposal is not None]
+    rings = [report.proposal for report in reports.values() if report.proposal is not None]
+    proposals = [ring for ring in rings if ring.admissions == elsewhere.admissions]
     newest = max(proposals, key=lambda ring: ring.generation, default=None)
     if newest is None or (before is not None and newest.generation <= before.generation):
         return None
