@@ -258,7 +258,9 @@ class Run:
 def settings(args: argparse.Namespace) -> Iterator[Setting]:
     """All that were asked for; the baselines first."""
     for method, codec in itertools.product(args.methods, args.codecs):
-        if method == "one process" and codec != args.codecs[0]:
+        if method == "one process":
+            if codec == args.codecs[0]:
+                yield from (Setting(method, "none", False, seed) for seed in range(args.seeds))
             continue
         for has_churn in (False, True) if method in LOOPS else (False,):
             if has_churn and codec not in args.churn_codecs:
@@ -299,6 +301,7 @@ def parse() -> argparse.Namespace:
     if args.quick:
         args.peers, args.steps, args.inner_steps, args.seeds = 3, 24, 4, 1
         args.codecs, args.churn_codecs, args.churn_every = ["uint8"], ["uint8"], 2
+        args.methods = ["data-parallel", "diloco", "delayed", "streaming"]
         args.width, args.layers, args.batch, args.overlap = 16, 3, 2, 1
     return args
 
