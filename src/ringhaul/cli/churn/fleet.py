@@ -8,10 +8,11 @@ import enum
 import json
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ringhaul import limits
 from ringhaul.cli.churn.options import ChurnOptions
 from ringhaul.cli.churn.resources import Sample
 from ringhaul.cli.processes import Child, Children, await_address
@@ -232,9 +233,22 @@ class Fleet:
                 worker.child.send_signal(signal.SIGUSR1)
 
     def excused_s(self, worker: Worker, began_at: float, now: float) -> float:
-        """How long, between two instants, it was stopped or the coordinator was away."""
-        gaps = [*worker.stops, *self.coordinator_gaps]
-        return sum(_overlap_s(gap, began_at, now) for gap in gaps)
+        """How long, between two instants, it was stopped, or the coordinator was away."""
+        return _covered_s([*worker.stops, *self._gaps()], began_at, now)
+
+    def away_s(self, began_at: float, now: float) -> float:
+        """How long, between two instants, the coordinator was away."""
+        return _covered_s(self._gaps(), began_at, now)
+
+    def _gaps(self) -> list[tuple[float, float | None]]:
+        """A coordinator that is back waits for its members up to the grace, so one that is
+        stopped holds all of them up, and the coordinator may be killed again meanwhile.
+        """
+        grace_s = limits.SESSION_GRACE_S
+        return [
+            (gone_at, None if back_at is None else back_at + grace_s)
+            for gone_at, back_at in self.coordinator_gaps
+        ]
 
     def processes(self) -> Iterator[tuple[str, int, deque[Sample]]]:
         """Name, process id and samples of all whose resources are watched."""
@@ -243,6 +257,11 @@ class Fleet:
             yield worker.name, worker.child.pid, worker.samples
 
 
-def _overlap_s(gap: tuple[float, float | None], began_at: float, now: float) -> float:
-    first, last = gap
-    return max(0.0, min(now, now if last is None else last) - max(began_at, first))
+def _covered_s(gaps: Iterable[tuple[float, float | None]], began_at: float, now: float) -> float:
+    """How much of the time between two instants lies in these gaps; each instant counts once."""
+    covered_s, until = 0.0, began_at
+    for first, last in sorted(gaps, key=lambda gap: gap[0]):
+        end = now if last is None else min(now, last)
+        covered_s += max(0.0, end - max(first, until))
+        until = max(until, end)
+    return covered_s

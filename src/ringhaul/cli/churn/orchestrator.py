@@ -321,7 +321,7 @@ class ChurnTest:
                 self._problem(f"{late}: it is {worker.phase.value}")
         for worker in self._fleet.in_phase(Phase.STOPPED):
             stopped_at = worker.stops[-1][0]
-            away_s = self._fleet.excused_s(worker, stopped_at, now) - (now - stopped_at)
+            away_s = self._fleet.away_s(stopped_at, now)
             is_late = now - stopped_at - away_s > STOP_NOTICED_S
             if worker.is_stopped_long and not worker.is_done_without and is_late:
                 self._problem(f"{worker.name} is stopped, and the others still wait for it")
