@@ -5,6 +5,7 @@ Every survivor ends with the elected content, or with a named error and what it 
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +18,12 @@ ELECTED, STALE = ("--content", "1", "--revision", "1"), ("--content", "2")
 
 
 @contextlib.contextmanager
-def peers(*options: tuple[str, ...]) -> Iterator[list[PeerProcess]]:
+def peers(
+    *options: tuple[str, ...], coordinator: CoordinatorProcess | None = None
+) -> Iterator[list[PeerProcess]]:
     """So many members, each with a state of its own, that sync once."""
     with contextlib.ExitStack() as stack:
-        coordinator = stack.enter_context(CoordinatorProcess())
+        coordinator = coordinator or stack.enter_context(CoordinatorProcess())
         size = ("--sync-mib", str(MIB), "--members", str(len(options)))
         started = [
             stack.enter_context(PeerProcess(coordinator.address, index, *size, *each))
@@ -74,3 +77,22 @@ def test_the_last_holder_killed_is_an_error_and_nothing_is_written(block: int) -
             end = synced(peer)
             assert (end["content"], end["revision"]) == (2, 0), end
             assert end["kind"] == "StateError", end
+
+
+def test_a_coordinator_killed_in_the_middle_and_started_again_costs_nothing_but_time(
+    tmp_path: Path,
+) -> None:
+    options = ("--journal", str(tmp_path / "journal"))
+    slow = (*ELECTED, "--upload-bytes-per-s", "3e6")
+    with (
+        CoordinatorProcess(options=options) as coordinator,
+        peers(slow, STALE, (*STALE, "--say-at-block", "5"), coordinator=coordinator) as started,
+    ):
+        started[2].expect("at_block")
+        coordinator.kill()
+        coordinator.wait()
+        port = int(coordinator.address.rpartition(":")[2])
+        with CoordinatorProcess(port=port, options=options):
+            for peer in started:
+                end = synced(peer)
+                assert (end["content"], end["revision"]) == (1, 1), end

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,7 +171,9 @@ def run_sync(comm: Communicator, options: argparse.Namespace) -> None:
     state = SharedState({"weights": weights, "other": np.zeros(1)}, options.revision)
     if options.die_at_block:
         owner, method = (_Connection, "_send_block") if options.revision else (Stage, "accept")
-        die_at_call(owner, method, options.die_at_block)
+        at_call(owner, method, options.die_at_block, die)
+    if options.say_at_block:
+        at_call(Stage, "accept", options.say_at_block, lambda: say("at_block"))
     say("ready")
     facts: dict[str, Any] = {}
     try:
@@ -193,16 +195,16 @@ def content_of(number: int, mib: int) -> NDArray[np.uint32]:
     return np.random.default_rng(number).integers(0, 2**32, mib << 18, np.uint32)
 
 
-def die_at_call(owner: type, method: str, count: int) -> None:
-    """Die where a method of a class would be called for the `count`-th time."""
+def at_call(owner: type, method: str, count: int, deed: Callable[[], None]) -> None:
+    """Do something where a method of a class is called for the `count`-th time, just before."""
     act, numbers = getattr(owner, method), itertools.count(1)
 
-    def act_or_die(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+    def act_then(*args: Any, **options: Any) -> Any:  # noqa: ANN401
         if next(numbers) == count:
-            die()
+            deed()
         return act(*args, **options)
 
-    setattr(owner, method, act_or_die)
+    setattr(owner, method, act_then)
 
 
 def die_at_operation(count: int) -> None:
@@ -252,6 +254,7 @@ def main() -> None:
     parser.add_argument("--revision", type=int, default=0)
     parser.add_argument("--upload-bytes-per-s", type=float)
     parser.add_argument("--die-at-block", type=int, default=0, help="given, or received if stale")
+    parser.add_argument("--say-at-block", type=int, default=0, help="received")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER")
     parser.add_argument("--hold-lock-s", type=float, help="of the interpreter, before each round")
     options = parser.parse_args()

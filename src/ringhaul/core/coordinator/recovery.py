@@ -37,7 +37,13 @@ def begin(run: Run, *, has_journal: bool) -> None:
     )
     for peer in run.peers.values():
         peer.link_lost_at = peer.heard_at = run.now
-    run.log("this coordinator was started again: waiting for the members of its run")
+    if has_journal:
+        run.log("this coordinator was started again: waiting for the members of its run")
+    else:
+        wait_s = run.options.resume_wait_s
+        run.log(
+            f"peers of an earlier coordinator, if there was one, have {wait_s:g} s to come back"
+        )
 
 
 # -- while they come back ---------------------------------------------------------------------
@@ -228,7 +234,8 @@ def maybe_end(run: Run, handle: Handle) -> bool:
     for group in told.values():
         _maybe_repair(run, group)
     _save_all(run)
-    run.log("all who came back have told what they know: the run goes on")
+    text = "all who came back have told what they know: the run goes on"
+    run.log(text, important=bool(recovery.reports))
     return True
 
 
