@@ -158,9 +158,11 @@ class Injector:
             case "cut":
                 return _WEIGHTS[kind] if self._fleet.in_phase(Phase.MEMBER) else 0.0
             case "coordinator":
+                # killed again before anything was committed, it would only wait for members
                 gaps = self._fleet.coordinator_gaps
-                is_there = not gaps or gaps[-1][1] is not None
-                return _WEIGHTS[kind] if is_there else 0.0
+                back_at = gaps[-1][1] if gaps else 0.0
+                is_well = back_at is not None and self._fleet.committed_at >= back_at
+                return _WEIGHTS[kind] if is_well else 0.0
             case _:
                 return _WEIGHTS[kind]
 

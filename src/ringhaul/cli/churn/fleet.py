@@ -88,6 +88,8 @@ class Fleet:
         self.address = ""
         #: Times in which the coordinator was away: the last may still go on.
         self.coordinator_gaps: list[tuple[float, float | None]] = []
+        #: When a call was last committed anywhere.
+        self.committed_at = 0.0
         self.is_coordinator_killed = False
         self._network: Child | None = None
 

@@ -247,6 +247,7 @@ class ChurnTest:
                 self._problem(problem)
             self.record.on_return(fact)
             self._note_ring(fact)
+            self._fleet.committed_at = max(self._fleet.committed_at, fact.at)
         worker.heard_at = max(worker.heard_at, fact.at)
         match fact:
             case Ready():
