@@ -7,7 +7,7 @@ import pytest
 from ringhaul.core.coordinator import journal, members
 from ringhaul.core.coordinator.machine import Memory
 from ringhaul.core.coordinator.model import Options, Run, Save, SavedGroup, SavedPeer
-from ringhaul.core.steps import Received
+from ringhaul.core.steps import LinkLost, Received
 from ringhaul.ids import Generation, LinkId, PeerId
 from ringhaul.testing.restart_script import (
     BEGAN,
@@ -70,6 +70,18 @@ def test_a_run_is_taken_over_also_long_after_the_start_if_nobody_founded_another
     again: Again,
 ) -> None:
     again.wait(100.0)
+    for name in RING:
+        again.back(name, BEGAN, FINISHED)
+    again.wait(3.0, heard=RING)
+
+    assert again.verdicts("a") == [Outcome.COMMITTED]
+
+
+def test_a_newcomer_that_went_away_again_founds_nothing(again: Again) -> None:
+    link = again.accept()
+    again.step(Received(link, Envelope(message=hello())))
+    again.step(LinkLost(link, "closed"))
+    again.wait(20.0)
     for name in RING:
         again.back(name, BEGAN, FINISHED)
     again.wait(3.0, heard=RING)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ringhaul.testing.processes import CoordinatorProcess, PeerProcess
+from ringhaul.testing.processes import CoordinatorProcess, PeerProcess, first_round_of, ring
 
 pytestmark = pytest.mark.slow
 
@@ -16,32 +16,6 @@ pytestmark = pytest.mark.slow
 def coordinator() -> Iterator[CoordinatorProcess]:
     with CoordinatorProcess() as process:
         yield process
-
-
-@contextlib.contextmanager
-def ring(
-    coordinator: CoordinatorProcess, world_size: int, *options: str
-) -> Iterator[list[PeerProcess]]:
-    """So many members that admit, reduce and check in a loop."""
-    with contextlib.ExitStack() as stack:
-        started = []
-        for index in range(world_size):
-            peer = PeerProcess(coordinator.address, index, "--admit", *options)
-            started.append(stack.enter_context(peer))
-            if index == 0:
-                peer.expect("joined")
-        for peer in started:
-            first_round_of(peer, world_size)
-        yield started
-
-
-def first_round_of(peer: PeerProcess, world_size: int) -> dict[str, object]:
-    """The first committed round with so many contributors; all before are checked too."""
-    while True:
-        event = peer.expect("round")
-        assert event["right"], event
-        if len(event["contributors"]) == world_size:
-            return event
 
 
 @pytest.mark.parametrize("count", [64, 1_000_000, 16_000_000])
@@ -61,16 +35,7 @@ def test_survivors_of_a_sigkill_return_the_exact_sum(
 
 
 def test_survivors_go_on_when_all_but_one_are_killed(coordinator: CoordinatorProcess) -> None:
-    with contextlib.ExitStack() as stack:
-        started = []
-        for index in range(4):
-            peer = PeerProcess(coordinator.address, index, "--count", "300000", "--admit")
-            started.append(stack.enter_context(peer))
-            if index == 0:
-                peer.expect("joined")
-        for peer in started:
-            first_round_of(peer, 4)
-
+    with ring(coordinator, 4, "--count", "300000") as started:
         for peer in started[1:]:
             peer.kill()
 

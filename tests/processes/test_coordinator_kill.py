@@ -8,35 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from ringhaul.testing.processes import CoordinatorProcess, PeerProcess
+from ringhaul.testing.processes import CoordinatorProcess, PeerProcess, first_round_of, ring
 
 pytestmark = pytest.mark.slow
 
 
-@contextlib.contextmanager
-def peers(
-    coordinator: CoordinatorProcess, world_size: int, *options: str
-) -> Iterator[list[PeerProcess]]:
-    """So many members that admit, reduce and check in a loop."""
-    with contextlib.ExitStack() as stack:
-        started = []
-        for index in range(world_size):
-            peer = PeerProcess(coordinator.address, index, "--admit", *options)
-            started.append(stack.enter_context(peer))
-            if index == 0:
-                peer.expect("joined")
-        for peer in started:
-            await_rounds(peer, 1, world_size)
-        yield started
-
-
 def await_rounds(peer: PeerProcess, count: int, world_size: int) -> None:
     """Wait for so many rounds of so many contributors; whatever comes has to be right."""
-    while count:
-        event = peer.expect_any("round", "error")
-        assert event["event"] == "round", event
-        assert event["right"], event
-        count -= len(event["contributors"]) == world_size
+    for _ in range(count):
+        first_round_of(peer, world_size)
 
 
 @contextlib.contextmanager
@@ -54,7 +34,7 @@ def test_rounds_go_on_when_the_coordinator_is_killed_and_started_again(tmp_path:
     options = ("--journal", str(tmp_path / "journal"))
     with contextlib.ExitStack() as stack:
         coordinator = stack.enter_context(CoordinatorProcess(options=options))
-        started = stack.enter_context(peers(coordinator, 3, "--count", "100000"))
+        started = stack.enter_context(ring(coordinator, 3, "--count", "100000"))
         for _ in range(3):
             again = killed_and_started_again(coordinator, options)
             coordinator = stack.enter_context(again)
@@ -67,7 +47,7 @@ def test_rounds_go_on_without_the_journal_file_and_newcomers_join(tmp_path: Path
     options = ("--journal", str(journal))
     with contextlib.ExitStack() as stack:
         coordinator = stack.enter_context(CoordinatorProcess(options=options))
-        started = stack.enter_context(peers(coordinator, 2, "--count", "100000"))
+        started = stack.enter_context(ring(coordinator, 2, "--count", "100000"))
         coordinator.kill()
         coordinator.wait()
         for path in tmp_path.iterdir():
@@ -84,7 +64,7 @@ def test_a_peer_killed_while_the_coordinator_is_away_is_found_out(tmp_path: Path
     options = ("--journal", str(tmp_path / "journal"))
     with contextlib.ExitStack() as stack:
         coordinator = stack.enter_context(CoordinatorProcess(options=options))
-        *survivors, lost = stack.enter_context(peers(coordinator, 3, "--count", "100000"))
+        *survivors, lost = stack.enter_context(ring(coordinator, 3, "--count", "100000"))
         coordinator.kill()
         coordinator.wait()
         lost.kill()

@@ -4,6 +4,7 @@ Every peer contributes a power of two times a pattern, so that a sum names its c
 exactly: `check_sum` compares with NumPy, element by element.
 """
 
+import contextlib
 import json
 import queue
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -154,3 +155,29 @@ class PeerProcess(Process):
     def __init__(self, address: str, index: int, *options: str) -> None:
         super().__init__("-m", "ringhaul.testing.peer", address, str(index), *options)
         self.index = index
+
+
+@contextlib.contextmanager
+def ring(
+    coordinator: CoordinatorProcess, world_size: int, *options: str
+) -> Iterator[list[PeerProcess]]:
+    """So many members that admit, reduce and check in a loop."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for index in range(world_size):
+            peer = PeerProcess(coordinator.address, index, "--admit", *options)
+            started.append(stack.enter_context(peer))
+            if index == 0:
+                peer.expect("joined")
+        for peer in started:
+            first_round_of(peer, world_size)
+        yield started
+
+
+def first_round_of(peer: PeerProcess, world_size: int) -> dict[str, object]:
+    """The first committed round with so many contributors; all before are checked too."""
+    while True:
+        event = peer.expect("round")
+        assert event["right"], event
+        if len(event["contributors"]) == world_size:
+            return event

@@ -10,6 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ringhaul.cli.pages import LivePage, PlainPage
+
 if TYPE_CHECKING:
     from ringhaul.cli.churn.orchestrator import ChurnTest
 
@@ -39,25 +41,13 @@ class View(Protocol):
         ...
 
 
-class PlainView:
+class PlainView(PlainPage):
     """A line now and then; none at all if it is silent."""
 
     def __init__(self, console: Console, *, is_silent: bool) -> None:
         self._console = console
         self._is_silent = is_silent
         self._due_at = 0.0
-
-    def __enter__(self) -> Self:
-        """Nothing is taken."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Nothing is given back."""
 
     def refresh(self, test: "ChurnTest") -> None:
         """Print where the test is."""
@@ -69,26 +59,12 @@ class PlainView:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class LiveView:
+class LiveView(LivePage):
     """Peers, numbers and the last faults, redrawn in place."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        super().__init__(Live(console=console, auto_refresh=False, transient=True))
         self._due_at = 0.0
-
-    def __enter__(self) -> Self:
-        """Start drawing."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Take the page away; the report follows."""
-        self._live.stop()
 
     def refresh(self, test: "ChurnTest") -> None:
         """Draw the page again, if it is old."""

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from ringhaul.cli.demo.story import Story
+from ringhaul.cli.pages import LivePage, PlainPage
 
 CHART_WIDTH = 64
 CHART_HEIGHT = 8
@@ -42,29 +43,14 @@ class View(Protocol):
         ...
 
 
-class _Plain:
-    """A context that needs no clean-up."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
-
-
-class SilentView(_Plain):
+class SilentView(PlainPage):
     """Shows nothing: for `--json`."""
 
     def refresh(self, story: Story, phase: str) -> None:
         """Do nothing."""
 
 
-class PlainView(_Plain):
+class PlainView(PlainPage):
     """One line for each event, and one for progress now and then."""
 
     def __init__(self, console: Console) -> None:
@@ -90,25 +76,11 @@ class PlainView(_Plain):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class LiveView:
+class LiveView(LivePage):
     """The ring, the loss curve and the last events, redrawn in place."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=8, transient=True)
-
-    def __enter__(self) -> Self:
-        """Start drawing."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Take the page away; the summary follows."""
-        self._live.stop()
+        super().__init__(Live(console=console, refresh_per_second=8, transient=True))
 
     def refresh(self, story: Story, phase: str) -> None:
         """Draw the page again."""

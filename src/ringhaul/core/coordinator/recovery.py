@@ -211,7 +211,10 @@ def _is_known_lost(run: Run, recovery: Recovery, peer_id: PeerId) -> bool:
 def maybe_end(run: Run, handle: Handle) -> bool:
     """Go on with the run if all are there. Tell whether it goes on."""
     recovery = run.recovery
-    if recovery is None or not is_over(run, recovery):
+    if recovery is None:
+        return False
+    recovery.hellos = [waiting for waiting in recovery.hellos if waiting[0] in run.links]
+    if not is_over(run, recovery):
         return False
     if not recovery.is_identified:
         _identify(run, recovery)
