@@ -175,10 +175,9 @@ class BroadcastCall(ReduceCall):
 
 
 @dataclass
-class GatherCall(CollectiveCall):
-    """An `all_gather`: as many rows as there are members; after a loss fewer are needed."""
+class ValueCall(CollectiveCall):
+    """A collective whose result has a shape of its own: it is returned, in `out` if it fits."""
 
-    shape: tuple[int, ...] = ()
     out: NDArray[Any] | None = None
     value: NDArray[Any] | None = field(default=None, init=False)
 
@@ -187,6 +186,13 @@ class GatherCall(CollectiveCall):
         yield from super().memory()
         if self.out is not None:
             yield self.out, True
+
+
+@dataclass
+class GatherCall(ValueCall):
+    """An `all_gather`: as many rows as there are members; after a loss fewer are needed."""
+
+    shape: tuple[int, ...] = ()
 
     def result_memory(
         self, rank: Rank, world_size: int, buffers: BufferPool
@@ -205,18 +211,11 @@ class GatherCall(CollectiveCall):
 
 
 @dataclass
-class ScatterCall(CollectiveCall):
-    """A `reduce_scatter`: what this rank gets depends on its rank and on the world size."""
+class ScatterCall(ValueCall):
+    """A `reduce_scatter`: what this rank gets depends on its rank and on the world size.
 
-    #: Of one dimension; long enough for the ring that the call was begun in.
-    out: NDArray[Any] | None = None
-    value: NDArray[Any] | None = field(default=None, init=False)
-
-    def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
-        """`out` is written."""
-        yield from super().memory()
-        if self.out is not None:
-            yield self.out, True
+    `out` is of one dimension; long enough for the ring that the call was begun in.
+    """
 
     def result_memory(
         self, rank: Rank, world_size: int, buffers: BufferPool
