@@ -213,8 +213,11 @@ def test_a_member_that_has_not_heard_of_the_opening_is_told(again: Again) -> Non
     assert again.heard("a", Proposal) == []
 
 
-def test_who_was_lost_by_a_verdict_that_others_have_heard_is_out(again: Again) -> None:
-    lost = replace(COMMITTED, outcome=Outcome.LOST, culprits=(PeerId("c"),), detail="c, the root")
+@pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.ABORTED])
+def test_who_was_lost_by_a_verdict_that_others_have_heard_is_out(
+    again: Again, outcome: Outcome
+) -> None:
+    lost = replace(COMMITTED, outcome=outcome, culprits=(PeerId("c"),), detail="c, the root")
     again.back("a", lost, report=replace(REPORT, last_number=11))
     again.back("b", BEGAN)
     again.back("c", BEGAN)  # it never heard that it was evicted
@@ -222,6 +225,17 @@ def test_who_was_lost_by_a_verdict_that_others_have_heard_is_out(again: Again) -
 
     assert "it was out before" in again.heard("c", Evicted)[0].reason
     assert again.heard("b", Verdict)[0] == lost
+    assert again.heard("a", Proposal)[0].ring_order == RING[:2]
+
+
+def test_who_is_not_in_the_ring_that_was_proposed_to_the_others_is_out(again: Again) -> None:
+    proposed = Ring(Generation(5), RING[:2])
+    again.back("a", report=replace(REPORT, proposal=proposed))
+    again.back("b")
+    again.back("c")  # it never heard that it was evicted
+    again.wait(3.0, heard=RING)
+
+    assert "went on without it" in again.heard("c", Evicted)[0].reason
     assert again.heard("a", Proposal)[0].ring_order == RING[:2]
 
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from ringhaul.testing.simulator import World
 
 Value = tuple[tuple[PeerId, int], ...]
-_Attempt = tuple[int, Generation, OpKey]
+Ring = tuple[PeerId, ...]
+#: Two foundings of one run may number their rings alike.
+Attempt = tuple[int, Generation, OpKey, Ring]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,14 +55,13 @@ class DataPlane:
         self.cut: set[tuple[Process, Process]] = set()
         #: Links that swallow all data for now; both ends live, and do not know yet.
         self.stalled: set[tuple[Process, Process]] = set()
-        self._rings: dict[tuple[int, Generation], tuple[PeerId, ...]] = {}
-        self._posted: dict[_Attempt, dict[PeerId, _Posted]] = {}
+        self._posted: dict[Attempt, dict[PeerId, _Posted]] = {}
 
     # -- links --------------------------------------------------------------------------------
 
     def make_links(self, process: Process, proposal: Proposal) -> None:
         """Keep the links the proposal needs, drop the others, dial what is missing."""
-        self._rings[process.group, proposal.generation] = proposal.ring_order
+        process.rings[proposal.generation] = proposal.ring_order
         process.proposal = proposal
         after, before = self._neighbours(proposal)
         for pair in [pair for pair in self._sorted_links() if process in pair]:
@@ -178,8 +179,8 @@ class DataPlane:
 
     def begin(self, process: Process, effect: BeginTransfer, value: int) -> None:
         """A member's part of a transfer may move; it ends once all that it needs have begun."""
-        attempt = (process.group, effect.generation, effect.key)
-        ring = self._rings[attempt[:2]]
+        ring = process.rings[effect.generation]
+        attempt = (process.group, effect.generation, effect.key, ring)
         assert ring[effect.rank] == process.peer_id
         assert len(ring) == effect.world_size
         path = ring
@@ -203,7 +204,7 @@ class DataPlane:
                     ),
                 )
 
-    def _complete(self, attempt: _Attempt, posted: _Posted, result: Value) -> None:
+    def _complete(self, attempt: Attempt, posted: _Posted, result: Value) -> None:
         process = posted.process
         if not process.is_alive or process.posted.get(posted.call) != attempt:
             return
@@ -215,7 +216,8 @@ class DataPlane:
             return
         process.results[posted.call] = result
         digest = hashlib.blake2b(repr(result).encode(), digest_size=16).digest()
-        if self._world.spoils_results and self._world.agenda.chance(0.05):
+        spoils = self._world.spoils_results and self._world.is_faulty
+        if spoils and self._world.agenda.chance(0.05):
             digest = bytes(16)
         process.deliver(TransferDone(posted.call, attempt[1], digest))
 
@@ -224,7 +226,7 @@ class DataPlane:
         ring = zip(path, path[1:] + path[:1], strict=True)
         return any(p.is_paused for p in path) or any(pair in self.stalled for pair in ring)
 
-    def _is_intact(self, attempt: _Attempt, posted: _Posted) -> bool:
+    def _is_intact(self, attempt: Attempt, posted: _Posted) -> bool:
         path = [self._world.by_id[p] for p in posted.path]
         after = path[1:] if posted.is_cast else path[1:] + path[:1]
         linked = all(pair in self.up for pair in zip(path, after, strict=False))

@@ -41,7 +41,7 @@ from ringhaul.errors import (
 from ringhaul.ids import CallId, Generation, OnLoss, OpKey, PeerId
 from ringhaul.testing.application import ROUNDS_MAX, Application, Request, Result, Script
 from ringhaul.testing.control_plane import Connection
-from ringhaul.testing.data_plane import Value
+from ringhaul.testing.data_plane import Attempt, Ring, Value
 from ringhaul.testing.ledger import OracleError
 from ringhaul.testing.state_plane import Cells
 from ringhaul.wire.coordinator_messages import Opened, Outcome, Proposal
@@ -86,8 +86,10 @@ class Process:
         self.is_member = False
         self.connection: Connection | None = None
         self.proposal: Proposal | None = None
+        #: Of each generation that was proposed to it.
+        self.rings: dict[Generation, Ring] = {}
         #: Operations whose data may move, by call; results that are whole; states served.
-        self.posted: dict[CallId, tuple[int, Generation, OpKey]] = {}
+        self.posted: dict[CallId, Attempt] = {}
         self.results: dict[CallId, Value] = {}
         #: Revision and content after the last sync that was committed.
         self.elected: tuple[int, Cells] = (0, ())

@@ -149,6 +149,10 @@ def _conclude(
             told.late.add(peer_id)
         elif report.opened is not None:
             told.outsiders[peer_id] = _WENT_ON
+    for report in here.values():
+        # a ring is proposed without a member only when that one is out
+        proposed = report.proposal.ring_order if report.proposal is not None else opened.ring_order
+        told.outsiders.update({p: _WENT_ON for p in opened.ring_order if p not in proposed})
     told.is_begun = any(report.call_count > 0 for report in here.values())
     told.needs_opening = any(
         report.needs_opening or report.proposal is not None for report in here.values()
@@ -198,7 +202,7 @@ def _conclude_operations(recovery: Recovery, told: Told, reports: dict[PeerId, R
             else:
                 told.closed.append(decision.key)
                 told.is_begun = True
-            if decision.outcome is Outcome.LOST:  # all are told who was evicted: that is final
+            if decision.outcome in (Outcome.LOST, Outcome.ABORTED):  # an eviction is final
                 why = f"it was out before the coordinator was started again: {decision.detail}"
                 told.outsiders.update(dict.fromkeys(decision.culprits, why))
 
