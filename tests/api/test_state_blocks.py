@@ -74,19 +74,19 @@ def test_only_the_blocks_that_differ_travel(cluster: Cluster[Communicator]) -> N
 
 def hold_back(monkeypatch: pytest.MonkeyPatch, is_ready: Callable[[set[int]], bool]) -> None:
     """No block leaves before it is time; told are the states that were asked for blocks."""
-    send = _Connection._send_block
+    send = _Connection._send_run
     asked: set[int] = set()
     opened: list[bool] = []
 
-    async def send_in_time(connection: _Connection, index: int) -> None:
+    async def send_in_time(connection: _Connection, indices: range) -> None:
         asked.add(id(connection._served))
         while not opened:
             if is_ready(asked):
                 opened.append(True)
             await trio.sleep(0.001)
-        await send(connection, index)
+        await send(connection, indices)
 
-    monkeypatch.setattr(_Connection, "_send_block", send_in_time)
+    monkeypatch.setattr(_Connection, "_send_run", send_in_time)
 
 
 def is_asked(driver: Member) -> bool:
@@ -201,6 +201,12 @@ def test_bad_options_are_refused_and_nothing_is_sent(cluster: Cluster[Communicat
     well(sync(drivers, [large(0) for _ in range(3)]))
 
 
+async def send_zeros(connection: _Connection, indices: range) -> None:
+    for index in indices:
+        size = connection._stage.layout.size(index)
+        await connection._send([StateRecord(Kind.BLOCK, index, size).encode(), bytes(size)])
+
+
 def test_a_holder_that_gives_wrong_bytes_is_left_and_named(
     cluster: Cluster[Communicator],
     monkeypatch: pytest.MonkeyPatch,
@@ -209,17 +215,15 @@ def test_a_holder_that_gives_wrong_bytes_is_left_and_named(
     drivers = cluster.drivers(3)
     liar = drivers[1].comm.peer_id
     states = [large(0), large(0), large(7)]
-    send = _Connection._send_block
+    send = _Connection._send_run
     spoilt: list[int] = []
 
-    async def spoil(connection: _Connection, index: int) -> None:
+    async def spoil(connection: _Connection, indices: range) -> None:
         if connection._served is by_peer.get(liar):
-            size = connection._stage.layout.size(index)
-            spoilt.append(index)
-            head = StateRecord(Kind.BLOCK, index, size).encode()
-            await connection._send([head, bytes(size)])
+            spoilt.extend(indices)
+            await send_zeros(connection, indices)
         else:
-            await send(connection, index)
+            await send(connection, indices)
 
     by_peer = {}
     for driver in drivers:
@@ -231,7 +235,7 @@ def test_a_holder_that_gives_wrong_bytes_is_left_and_named(
             return by_peer[peer]
 
         monkeypatch.setattr(server, "serve", note)
-    monkeypatch.setattr(_Connection, "_send_block", spoil)
+    monkeypatch.setattr(_Connection, "_send_run", spoil)
 
     well(sync(drivers, states))
 
@@ -248,11 +252,7 @@ def test_an_only_holder_that_gives_wrong_bytes_is_an_error_and_nothing_is_writte
     states = [large(0, revision=1), large(5), large(7)]
     before = [state.digest() for state in states]
 
-    async def spoil(connection: _Connection, index: int) -> None:
-        size = connection._stage.layout.size(index)
-        await connection._send([StateRecord(Kind.BLOCK, index, size).encode(), bytes(size)])
-
-    monkeypatch.setattr(_Connection, "_send_block", spoil)
+    monkeypatch.setattr(_Connection, "_send_run", send_zeros)
     errors = sync(cluster.drivers(3), states)
 
     assert [type(error) for error in errors] == [StateError] * 3
@@ -264,16 +264,17 @@ def test_connections_that_break_cost_what_was_under_way(
     cluster: Cluster[Communicator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = [large(0, revision=1), large(5), large(7)]
-    send = _Connection._send_block
+    send = _Connection._send_run
     sent = [0]
 
-    async def send_or_break(connection: _Connection, index: int) -> None:
-        sent[0] += 1
-        if sent[0] % 5 == 0:
-            connection._sock.close()
-        await send(connection, index)
+    async def send_or_break(connection: _Connection, indices: range) -> None:
+        for index in indices:
+            sent[0] += 1
+            if sent[0] % 5 == 0:
+                connection._sock.close()
+            await send(connection, range(index, index + 1))
 
-    monkeypatch.setattr(_Connection, "_send_block", send_or_break)
+    monkeypatch.setattr(_Connection, "_send_run", send_or_break)
     infos = well(sync(cluster.drivers(3), states))
 
     assert len({state.digest() for state in states}) == 1

@@ -40,6 +40,8 @@ _LOOK_S = 0.05
 _REDIAL_S = 0.1
 #: Records that may come before the list of digests is here.
 _EARLY_RECORDS_MAX = 100_000
+#: Reads on one connection, of a block at most each, before the others have their turn.
+_READS_AT_ONCE = 4
 #: More than this is verified in a thread of its own, while the next block is read.
 _THREADED_BYTES_MIN = 8 << 20
 
@@ -120,7 +122,7 @@ class Fetcher:
             stage.missing,
             stage.layout.block_count,
             stage.layout.size,
-            request_bytes=limits.STATE_BLOCK_BYTES,
+            request_bytes=limits.STATE_REQUEST_BYTES,
             start_share=self._f.plan.place / max(1, self._f.plan.requester_count),
         )
         if stage.needed_bytes >= _THREADED_BYTES_MIN and (os.cpu_count() or 1) > 1:
@@ -271,9 +273,11 @@ class Fetcher:
             requests = lane.ask()
             if requests:
                 await _unless_silent(sock.send_all(requests))
-            has_read = lane.read_nowait()
+            reads = 0
+            while reads < _READS_AT_ONCE and lane.read_nowait():
+                reads += 1
             lane.settle()
-            if has_read:
+            if reads:
                 await trio.lowlevel.checkpoint()
             else:
                 patience_s = limits.STATE_SILENCE_S if lane.is_waiting else _LOOK_S

@@ -122,13 +122,16 @@ class Lane:
 
     def ask(self) -> bytes:
         """The requests to send now; empty if enough is under way, or nothing is of use."""
+        window_bytes = self._window_bytes()
+        least_bytes = min(limits.STATE_REQUEST_BYTES, window_bytes / 2)
         now = self._clock()
         out = b""
         while (
-            self._under_way_bytes < self._window_bytes()
+            window_bytes - self._under_way_bytes >= least_bytes
             and len(self._verifying) < limits.STATE_WINDOW_BLOCKS_MAX
         ):
-            request = self._plan.next_request(self.source, now)
+            room_bytes = window_bytes - self._under_way_bytes
+            request = self._plan.next_request(self.source, now, room_bytes)
             if request is None:
                 break
             if not self._under_way_bytes:

@@ -5,6 +5,7 @@ served is in a `Stage`: the caller's own memory or verified blocks, and only whi
 open.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ _PIECE_S = 0.05
 _COMPRESSED_RATE_MAX = 200e6
 #: ... and when the kernel has had so many blocks to measure the link with.
 _BLOCKS_MEASURED_MIN = 4
+#: Blocks that leave in one go, if they are small.
+_BLOCKS_AT_ONCE = 64
 
 
 class Pacer:
@@ -44,7 +47,7 @@ class Pacer:
     @property
     def bytes_per_s(self) -> float:
         """The budget."""
-        return float("inf") if self._bytes_per_s is None else self._bytes_per_s
+        return math.inf if self._bytes_per_s is None else self._bytes_per_s
 
     @property
     def piece_bytes(self) -> int:
@@ -190,11 +193,7 @@ class _Connection:
             if record.kind is Kind.WANT_LIST:
                 await self._send_list()
                 continue
-            for index in range(record.index, record.index + record.count):
-                if not self._stage.is_here(index):
-                    raise StreamEnded(f"asks for block {index}, which is not here")
-                await self._send_block(index)
-                await self._announce()
+            await self._send_run(range(record.index, record.index + record.count))
 
     async def _announce(self) -> None:
         arrived = self._stage.arrived
@@ -217,14 +216,58 @@ class _Connection:
             await self._served.pacer.pay(len(piece))
             await self._send([head, piece])
 
-    async def _send_block(self, index: int) -> None:
+    async def _send_run(self, indices: range) -> None:
+        """Send blocks that were asked for together, several in one go where nothing is gained."""
+        while indices:
+            if not self._stage.is_here(indices[0]):
+                raise StreamEnded(f"asks for block {indices[0]}, which is not here")
+            rate = self._rate()
+            together = 1
+            if rate < _COMPRESSED_RATE_MAX or self._served.pacer.bytes_per_s < math.inf:
+                await self._send_paced(indices[0], rate)
+            else:
+                together = self._together(indices)
+                await self._send_blocks(indices[:together])
+            indices = indices[together:]
+            await self._announce()
+
+    def _together(self, indices: range) -> int:
+        """How many of the first blocks, which are here, leave in one go."""
+        count = size = 0
+        for index in indices[:_BLOCKS_AT_ONCE]:
+            size += self._stage.layout.size(index)
+            if count and (size > limits.STATE_REQUEST_BYTES or not self._stage.is_here(index)):
+                break
+            count += 1
+        return count
+
+    def _rate(self) -> float:
+        """What the link or the budget takes, bytes per second; infinity if it is not known."""
+        budget = self._served.pacer.bytes_per_s
+        if self._blocks_sent < _BLOCKS_MEASURED_MIN:
+            return budget
+        info = self._sock.tcp_info()
+        measured = info.delivery_bytes_per_s if info is not None else 0.0
+        return min(measured or math.inf, budget)
+
+    async def _send_blocks(self, indices: range) -> None:
+        buffers: list[bytes | memoryview] = []
+        for index in indices:
+            block = self._stage.block(index)
+            buffers += [StateRecord(Kind.BLOCK, index, len(block)).encode(), block]
+        await self._send(buffers)
+        self._blocks_sent += len(indices)
+        self._served.sent_bytes += sum(map(len, buffers[1::2]))
+
+    async def _send_paced(self, index: int, rate: float) -> None:
+        """Send a block, compressed if that takes less time, within the budget."""
         block = self._stage.block(index)
-        packed = await self._maybe_compress(index, block)
+        packed = await self._maybe_compress(index, block, rate)
         packing = Packing.PLAIN if packed is None else Packing.ZSTD
         payload = block if packed is None else packed
         head = StateRecord(Kind.BLOCK, index, len(payload), packing).encode()
         pacer = self._served.pacer
-        if pacer.bytes_per_s < float("inf"):
+        if pacer.bytes_per_s < math.inf:
             await self._send([head])
             for start in range(0, len(payload), pacer.piece_bytes):
                 piece = payload[start : start + pacer.piece_bytes]
@@ -235,13 +278,12 @@ class _Connection:
         self._blocks_sent += 1
         self._served.sent_bytes += len(payload)
 
-    async def _maybe_compress(self, index: int, block: memoryview) -> memoryview | None:
+    async def _maybe_compress(
+        self, index: int, block: memoryview, rate: float
+    ) -> memoryview | None:
         """The compressed block, if sending it takes less time, compressing included."""
-        if self._blocks_sent < _BLOCKS_MEASURED_MIN or len(block) < _PIECE_BYTES:
-            return None
-        info = self._sock.tcp_info()
-        rate = min(info.delivery_bytes_per_s if info else 0, self._served.pacer.bytes_per_s)
-        if not 0 < rate < _COMPRESSED_RATE_MAX:
+        is_measured = self._blocks_sent >= _BLOCKS_MEASURED_MIN
+        if not is_measured or rate >= _COMPRESSED_RATE_MAX or len(block) < _PIECE_BYTES:
             return None
         self._compressor.link_bytes_per_s = rate
         word_bytes = self._stage.layout.word_bytes(index)

@@ -9,6 +9,7 @@ have something to give each other. A source that is fast asks more often, and so
 the end, what a source holds back much longer than others need is asked of another one too.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -126,8 +127,14 @@ class FetchPlan:
 
     # -- requests -----------------------------------------------------------------------------
 
-    def next_request(self, number: Source, now: float) -> Request | None:
-        """What to ask this source for now; None if it has nothing that is of use."""
+    def next_request(
+        self, number: Source, now: float, most_bytes: float = math.inf
+    ) -> Request | None:
+        """What to ask this source for now; None if it has nothing that is of use.
+
+        At most `most_bytes`, unless one block is larger.
+        """
+        most_bytes = min(most_bytes, self._request_bytes)
         source = self._sources[number]
         if not self._open_count:
             return self._overdue_request(source, now)
@@ -145,7 +152,7 @@ class FetchPlan:
         count, size = 0, 0
         while first + count < len(fields) and fields[first + count]:
             size += self._size(first + count)
-            if count and (size > self._request_bytes or count == BLOCKS_PER_REQUEST_MAX):
+            if count and (size > most_bytes or count == BLOCKS_PER_REQUEST_MAX):
                 break
             count += 1
         for index in range(first, first + count):

@@ -22,7 +22,6 @@ from ringhaul import limits
 from ringhaul.communicator import Communicator
 from ringhaul.errors import RinghaulError
 from ringhaul.io.calls import ReduceCall
-from ringhaul.io.state_serve import _Connection
 from ringhaul.joining import connect
 from ringhaul.many import Batch, Parcel
 from ringhaul.results import ReduceInfo
@@ -170,8 +169,7 @@ def run_sync(comm: Communicator, options: argparse.Namespace) -> None:
     weights = content_of(options.content, options.sync_mib)
     state = SharedState({"weights": weights, "other": np.zeros(1)}, options.revision)
     if options.die_at_block:
-        owner, method = (_Connection, "_send_block") if options.revision else (Stage, "keep")
-        at_call(owner, method, options.die_at_block, die)
+        at_call(Stage, "block" if options.revision else "keep", options.die_at_block, die)
     if options.say_at_block:
         at_call(Stage, "keep", options.say_at_block, lambda: say("at_block"))
     say("ready")
