@@ -33,7 +33,7 @@ from ringhaul.wire.records import (
     StateReport,
     Strategy,
 )
-from ringhaul.wire.session_messages import Evicted, Refused, Resumed
+from ringhaul.wire.session_messages import Evicted, Leave, Refused, Resumed
 
 
 @pytest.fixture
@@ -181,6 +181,18 @@ def test_a_second_witness_ends_the_wait(again: Again) -> None:
 
     again.wait(0.2, heard=("a", "b"))
     assert again.verdicts("a") == [Outcome.ABORTED]
+    assert again.heard("a", Proposal)[0].ring_order == RING[:2]
+
+
+def test_what_a_member_says_after_it_has_left_concerns_nobody(again: Again) -> None:
+    again.back("a", BEGAN)
+    again.back("b", BEGAN)
+    again.back("c")
+    for message in (Leave(), BEGAN, FINISHED):
+        again.say("c", message)
+    again.wait(3.0, heard=RING)
+
+    assert again.ring() == RING[:2]
     assert again.heard("a", Proposal)[0].ring_order == RING[:2]
 
 

@@ -263,7 +263,9 @@ def maybe_end(run: Run, handle: Handle) -> bool:
         _go_on(run, recovery, group)
     for peer_id, heard in recovery.heard.items():
         for message in heard if peer_id in recovery.reports else ():
-            peer = run.peers[peer_id]
+            peer = run.peers.get(peer_id)
+            if peer is None:
+                break  # it left, or has just been lost
             if not (isinstance(message, (Verdict, VoteResult)) or _is_aborted(told, peer, message)):
                 handle(peer, message)
     run.recovery = None
