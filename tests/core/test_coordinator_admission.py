@@ -232,6 +232,19 @@ def test_giving_up_a_fresh_vote_ends_it_for_the_newcomer_alone(script: Script) -
     assert votes(script, "b") == []
 
 
+def test_giving_up_a_vote_that_was_skipped_meanwhile_concerns_nobody(script: Script) -> None:
+    script.found("a", "b")
+    script.vote("a", fresh=True)
+    script.begin("b")
+    give_up = GiveUpVote(
+        generation=Generation(1), index=0, outcome=VoteOutcome.TIMEOUT, detail="late"
+    )
+    script.say("a", give_up)
+
+    assert votes(script, "a") == [VoteOutcome.SKIPPED]
+    assert votes(script, "b") == []
+
+
 def test_giving_up_a_vote_ends_it_for_all_and_names_who_is_missing(script: Script) -> None:
     script.found("a", "b")
     script.vote("a")

@@ -93,8 +93,10 @@ def on_give_up_vote(run: Run, peer: Peer, message: GiveUpVote) -> None:
         return  # all have voted: it is being done
     if message.index > run.admit_index or not run.is_member(peer):
         raise ProtocolError("gives up an admit out of turn")
+    if peer.vote is None:
+        return  # its own `admit` was skipped meanwhile, and the others may never come to this one
     voters = [run.peers[p] for p in group.ring_order if run.peers[p].vote is not None]
-    if peer.vote is not None and all(v.vote.fresh for v in voters if v.vote):
+    if all(v.vote.fresh for v in voters if v.vote):
         _skip(run, peer)  # the others may never come to this one
         return
     missing = missing_votes(run)
