@@ -18,6 +18,8 @@ _MEMBERS = "core/coordinator/members.py"
 _OPENINGS = "core/coordinator/openings.py"
 _ADMISSION = "core/coordinator/admission.py"
 _SYNC = "core/coordinator/state_sync.py"
+_RECOVERY = "core/coordinator/recovery.py"
+_REPORTS = "core/coordinator/reports.py"
 _SESSION = "core/session.py"
 _PEER = "core/peer/collective.py"
 _PEER_MEMBERSHIP = "core/peer/membership.py"
@@ -224,5 +226,59 @@ BREAKAGES = (
         _PEER_MEMBERSHIP,
         "for refused in (event.refused, True)}",
         "for refused in (False, True)}",
+    ),
+    Breakage(
+        "lets a skipped admit that was given up end the next one",
+        _ADMISSION,
+        "    if peer.vote is None:\n        return  # its own",
+        "    if False:\n        return  # its own",
+    ),
+    Breakage(
+        "restarted: takes back who was lost by a verdict",
+        _REPORTS,
+        "if decision.outcome in (Outcome.LOST, Outcome.ABORTED):",
+        "if False:",
+    ),
+    Breakage(
+        "restarted: takes back whom a later proposal left out",
+        _REPORTS,
+        "told.outsiders.update({p: _WENT_ON for p in opened.ring_order if p not in proposed})",
+        "pass",
+    ),
+    Breakage(
+        "restarted: takes back who missed what the others have committed",
+        _RECOVERY,
+        "            if decision.key not in finished:\n",
+        "            if False:\n",
+    ),
+    Breakage(
+        "restarted: commits an attempt that was aborted",
+        _RECOVERY,
+        "        and message.key in told[peer.group].aborted\n",
+        "        and False\n",
+    ),
+    Breakage(
+        "restarted: uses numbers of proposals again that only absent peers have heard",
+        _RECOVERY,
+        "Generation(known + GENERATIONS_SKIPPED)",
+        "Generation(known)",
+    ),
+    Breakage(
+        "restarted: goes on before its members are back",
+        _RECOVERY,
+        "    return not awaited and has_waited\n",
+        "    return has_waited\n",
+    ),
+    Breakage(
+        "restarted: tells nobody what others have heard",
+        _RECOVERY,
+        "            _tell_decisions(run, recovery, told, run.peers[peer_id])\n",
+        "            pass\n",
+    ),
+    Breakage(
+        "restarted: does not open what some have not heard is open",
+        _RECOVERY,
+        "            run.send(run.peers[peer_id], opened)\n",
+        "            pass\n",
     ),
 )
