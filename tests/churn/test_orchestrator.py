@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ringhaul.cli.churn.checker import CALL_BOUND_S
-from ringhaul.cli.churn.facts import LINES, Admitted, Ended, Fact, Joined
+from ringhaul.cli.churn.facts import LINES, Admitted, Ended, Fact, Joined, Synced
 from ringhaul.cli.churn.faults import STOP_NOTICED_S
 from ringhaul.cli.churn.fleet import Phase, Worker
 from ringhaul.cli.churn.options import ChurnOptions
@@ -46,6 +46,18 @@ class Bench:
         for fact in facts:
             self.children.lines.put(Line(fact.peer, LINES.encode(fact) + "\n"))
         self.test._take_lines()
+
+    def sync(self, name: str) -> None:
+        fact = Synced(
+            peer=name,
+            at=self.now,
+            began_at=self.now,
+            generation=1,
+            revision=0,
+            digest="d",
+            contributors=[f"{name}-abc"],
+        )
+        self.tell(fact)
 
     def end(self, name: str, why: str, text: str = "") -> None:
         self.tell(Ended(peer=name, at=self.now, began_at=self.now, why=why, text=text))
@@ -198,3 +210,14 @@ def test_what_a_failed_test_leaves(bench: Bench, tmp_path: Path) -> None:
     assert report.logs == str(tmp_path)
     assert '"event": "ended"' in (tmp_path / "facts.jsonl").read_text()
     assert "no holder" in (tmp_path / "faults.txt").read_text()
+
+
+def test_one_that_holds_the_state_is_never_taken_away(bench: Bench) -> None:
+    names = [bench.member(f"c{number}").name for number in range(6)]
+    injector = bench.test._injector
+    injector._members(bench.now)
+    bench.sync(names[4])
+
+    victims = {worker.name for _ in range(100) for worker in injector._members(bench.now)}
+
+    assert victims == {*names} - {names[4]}

@@ -283,6 +283,16 @@ def test_the_result_of_an_admit_that_one_has_heard_stands(again: Again) -> None:
     assert again.coordinator.run.admit_index == 1
 
 
+def test_who_has_missed_the_end_of_an_admit_that_nobody_keeps_is_out(again: Again) -> None:
+    for name in RING[:2]:
+        again.back(name, report=replace(REPORT, admit_index=1, last_number=11))
+    again.back("c")  # it was out, and the journal has lost that
+    again.wait(3.0, heard=RING)
+
+    assert "ended an `admit` without it" in again.heard("c", Evicted)[0].reason
+    assert again.ring() == RING[:2]
+
+
 def test_an_admit_is_asked_for_again(again: Again) -> None:
     for name in RING:
         again.back(name)

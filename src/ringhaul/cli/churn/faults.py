@@ -133,8 +133,11 @@ class Injector:
     def _members(self, now: float) -> list[Worker]:
         """Who may be taken away."""
         members = self._fleet.in_phase(Phase.MEMBER)
-        if members and (now >= self._spared_until or self._spared not in {m.name for m in members}):
-            self._spared = self._dice.choice(members).name
+        # what the run has committed is lost with the last one that holds it
+        holders = [member.name for member in members if member.holds_state]
+        worthy = holders or [member.name for member in members]
+        if worthy and (now >= self._spared_until or self._spared not in worthy):
+            self._spared = self._dice.choice(worthy)
             self._spared_until = now + _SPARED_SHARE * self._options.seconds
         left = 1 if self._dice.random() < _LEFT_ONE_SHARE else _LEFT_USUALLY
         if len(members) <= left:

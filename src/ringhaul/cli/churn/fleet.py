@@ -62,6 +62,8 @@ class Worker:
     #: When it was told to connect, and when `connect` returned.
     sent_at: float = 0.0
     joined_at: float | None = None
+    #: It has committed to the shared state.
+    holds_state: bool = False
     #: When it last reported anything, or was told to do something: its call has begun then.
     heard_at: float = 0.0
     #: Times in which it was stopped: the last may still go on.

@@ -258,6 +258,8 @@ class ChurnTest:
                 self.record.join_s.append(fact.at - worker.sent_at)
                 if worker.phase is Phase.JOINING:
                     worker.phase = Phase.MEMBER
+            case Synced():
+                worker.holds_state = True
             case Ended():
                 self._on_ended(worker, fact)
             case _:

@@ -341,9 +341,11 @@ def _tell_decisions(run: Run, recovery: Recovery, told: Told, peer: Peer) -> Non
     finished = {message.key for message in recovery.heard[peer.id] if isinstance(message, Finished)}
     assert told.opened is not None
     heard_until = max(report.last_number, told.opened.opened_after)
-    for decision in told.decisions:
-        if decision.number <= heard_until:
-            continue
+    news = [decision for decision in told.decisions if decision.number > heard_until]
+    if _admits_known(run, report, told, news) < run.admit_index:
+        recovery.missing[peer.id] = "the others have ended an `admit` without it"
+        return
+    for decision in news:
         if isinstance(decision, Verdict) and decision.outcome is Outcome.COMMITTED:
             if decision.key not in finished:
                 recovery.missing[peer.id] = f"the others have committed {decision.key} without it"
@@ -351,6 +353,18 @@ def _tell_decisions(run: Run, recovery: Recovery, told: Told, peer: Peer) -> Non
             peer.holds_state = peer.holds_state or decision.key in told.syncs
         run.log(f"{peer.id} is told of decision {decision.number}", important=False)
         run.send(peer, decision)
+
+
+def _admits_known(run: Run, report: Report, told: Told, news: list[Verdict | VoteResult]) -> int:
+    """How many `admit`s since the last admission a member will have heard the end of."""
+    is_current = report.opened is not None and report.opened.admissions == run.admissions
+    heard = report.admit_index if is_current else 0
+    ended = (
+        decision.index + 1
+        for decision in news
+        if isinstance(decision, VoteResult) and decision.generation >= told.admitted_generation
+    )
+    return max(heard, *ended, 0)
 
 
 def _maybe_repair(run: Run, told: Told) -> None:
