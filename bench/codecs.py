@@ -29,6 +29,7 @@ from ringhaul.cli.demo.model import ByteModel
 from ringhaul.ids import ReduceOp
 from ringhaul.quant import Codec, SegmentCoder, codec_names, find_codec
 from ringhaul.quant.blocks import BlockCodec
+from ringhaul.quant.fine import FineCodec
 from ringhaul.ring.plan import Phase
 from ringhaul.ring.reduce import Kernel
 from ringhaul.testing.codec_ring import ring_all_reduce
@@ -232,6 +233,12 @@ def main(argv: list[str]) -> None:
             BlockCodec(f"{bits} bits/{length}", bits, length)
             for bits in (8, 4)
             for length in (128, 256, 512, 1024, 2048, 4096)
+        ]
+        codecs += [
+            FineCodec(f"{bits}/{length}/{slots}", bits, length, slots)
+            for bits in (8, 4)
+            for length in (1024, 2048)
+            for slots in (length // 64, length * 15 // 512, length * 3 // 64)
         ]
     else:
         names = args.codecs.split(",") if args.codecs else [*codec_names(), "raw+zstd"]

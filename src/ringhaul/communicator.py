@@ -79,9 +79,9 @@ class Communicator(RingCollectives):
             out: like `array`, no memory in common with it; saves the copy that the in-place
                 form needs. Undefined after an error.
             codec: how segments are packed on the wire: "raw"; "fp16", "bf16", "uint8",
-                "uint8-zp", "uint4" (lossy, their errors are in `ringhaul.quant`), each also
-                with "+zstd"; or a `Codec`, such as `ErrorFeedback("uint4")`. All members end
-                with the same bits whatever it is.
+                "uint8-zp", "uint8-fine", "uint4", "uint4-fine" (lossy, their errors are in
+                `ringhaul.quant`), each also with "+zstd"; or a `Codec`, such as
+                `ErrorFeedback("uint4")`. All members end with the same bits whatever it is.
             tag: operations of one tag are numbered by themselves.
             on_loss: "retry": run it again among the survivors, inside the call; "raise".
             timeout_s: for the whole operation, counted on this peer; fails it for all.

@@ -25,11 +25,11 @@ pytest.importorskip("numba")
 
 Array = NDArray[Any]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-BLOCKS = ("uint8", "uint8-zp", "uint8-sr", "uint4", "uint4-sr")
+BLOCKS = ("uint8", "uint8-zp", "uint8-sr", "uint4", "uint4-sr", "uint8-fine", "uint4-fine")
 LOSSY = (*BLOCKS, "fp16", "bf16")
 KINDS = (
     "normal", "heavy", "offset", "negative", "sparse", "spike", "tiny", "subnormal", "huge",
-    "steps", "ties", "zeros", "near zero",
+    "steps", "ties", "zeros", "near zero", "columns", "mixture",
 )  # fmt: skip
 
 
@@ -57,6 +57,8 @@ def made(kind: str, count: int, seed: int, dtype: str) -> Array:
         "ties": rng.integers(-255, 256, count) * 0.5,
         "zeros": np.where(rng.random(count) < 0.5, 0.0, -0.0),
         "near zero": np.abs(normal) * 2.0**-100,
+        "columns": np.where(np.arange(count) % 64 < 3, 8 * normal, normal),
+        "mixture": np.where(rng.random(count) < 0.04, 5 * normal, normal),
     }
     with np.errstate(over="ignore"):
         array = values[kind].astype(element_dtype(dtype))
@@ -66,7 +68,7 @@ def made(kind: str, count: int, seed: int, dtype: str) -> Array:
 
 def encoded(codec: str, dtype: str, values: Array, nonce: int = 0) -> bytes:
     coder = coder_of(codec, dtype)
-    out = np.zeros(coder.encoded_size(Phase.REDUCE_SCATTER, values.size), np.uint8)
+    out = np.full(coder.encoded_size(Phase.REDUCE_SCATTER, values.size), 0xAB, np.uint8)
     coder.encode_own(values, out, nonce=nonce)
     return out.tobytes()
 
@@ -96,7 +98,7 @@ def test_encoding_and_decoding_give_the_same_bytes(
 ) -> None:
     values = made(kind, count, seed, dtype)
     own = made("normal", count, seed + 1, dtype)
-    used = ("encode",) if codec in BLOCKS else ()
+    used = (f"encode{suffix_of(codec)}",) if codec in BLOCKS else ()
     try:
         plain, fast = both(twins, lambda: encoded(codec, dtype, values, seed), *used)
     except UnfitValueError:
@@ -106,6 +108,11 @@ def test_encoding_and_decoding_give_the_same_bytes(
 
     plain, fast = both(twins, lambda: decoded(codec, dtype, plain, own))
     assert plain == fast
+
+
+def suffix_of(codec: str) -> str:
+    """Of the names of a block codec's twins."""
+    return "_fine" if codec.endswith("-fine") else ""
 
 
 def pattern_of(value: float) -> int:
@@ -189,8 +196,28 @@ def assert_alike(plain: bytes, fast: bytes, dtype: np.dtype[Any]) -> None:
     assert (same.all(axis=1) | (np.isnan(a) & np.isnan(b))).all()
 
 
+@pytest.mark.parametrize("slots", [[9, 8], [7, 7], [7, 7 + 128], [5, 120]])
+def test_slots_that_nobody_writes_are_refused_in_the_same_words(
+    twins: dict[str, Twin], slots: list[int]
+) -> None:
+    """Backwards, twice, on both sides, beyond the end of the last run of 1000 values."""
+    payload = np.zeros(coder_of("uint8-fine", "float32").encoded_size(Phase.ALL_GATHER, 1000), "u1")
+    counts_at, slots_at = 8, 8 + 8
+    payload[counts_at + 7] = 2
+    payload[slots_at : slots_at + 2] = slots
+
+    def act() -> str:
+        with pytest.raises(WireError, match="slots") as refused:
+            coder_of("uint8-fine", "float32").decode(payload, np.zeros(1000, np.float32))
+        return str(refused.value)
+
+    plain, fast = both(twins, act)
+
+    assert plain == fast
+
+
 @pytest.mark.parametrize("factor", [0.5, 0.999, 1.0, 1.001, 2.0])
-@pytest.mark.parametrize("codec", ["uint8", "uint8-zp", "uint4"])
+@pytest.mark.parametrize("codec", ["uint8", "uint8-zp", "uint4", "uint8-fine", "uint4-fine"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_both_take_the_detour_for_huge_numbers_at_the_same_scale(
     twins: dict[str, Twin], codec: str, dtype: str, factor: float
@@ -239,10 +266,13 @@ def test_rings_end_with_the_same_bits(
     assert plain == fast
 
 
-def test_peers_with_and_without_twins_end_with_the_same_bits(twins: dict[str, Twin]) -> None:
+@pytest.mark.parametrize("codec", ["uint8", "uint8-fine"])
+def test_peers_with_and_without_twins_end_with_the_same_bits(
+    twins: dict[str, Twin], codec: str
+) -> None:
     """As they may in the middle of a call."""
     arrays = [made("normal", 300_000, seed, "float32") for seed in range(3)]
-    wanted = ring_all_reduce(arrays, find_codec("uint8")).results[0]
+    wanted = ring_all_reduce(arrays, find_codec(codec)).results[0]
     turn = {"count": 0}
 
     def now_and_then(twin: Twin) -> Twin:
@@ -253,24 +283,27 @@ def test_peers_with_and_without_twins_end_with_the_same_bits(twins: dict[str, Tw
         return call
 
     table = dict(twins)
-    table["encode"], table["is_plain"] = (now_and_then(twins[n]) for n in ("encode", "is_plain"))
+    for name in (f"encode{suffix_of(codec)}", "is_plain"):
+        table[name] = now_and_then(twins[name])
     with installed(table):
-        found = ring_all_reduce(arrays, find_codec("uint8")).results
+        found = ring_all_reduce(arrays, find_codec(codec)).results
 
     assert turn["count"] > 10
     assert all(result.tobytes() == wanted.tobytes() for result in found)
 
 
-def test_error_feedback_keeps_the_same_residuals(twins: dict[str, Twin]) -> None:
+@pytest.mark.parametrize("codec", ["uint4", "uint4-fine"])
+def test_error_feedback_keeps_the_same_residuals(twins: dict[str, Twin], codec: str) -> None:
     arrays = [made("normal", 5000, seed, "float32") for seed in range(2)]
 
     def act() -> bytes:
-        feedback = [ErrorFeedback("uint4") for _ in range(2)]
+        feedback = [ErrorFeedback(codec) for _ in range(2)]
         for _ in range(3):
             ring_all_reduce(arrays, feedback)
         return b"".join(each.state_dict()["test"].tobytes() for each in feedback)
 
-    plain, fast = both(twins, act, "encode", "decode")
+    suffix = suffix_of(codec)
+    plain, fast = both(twins, act, f"encode{suffix}", f"decode{suffix}")
 
     assert plain == fast
 

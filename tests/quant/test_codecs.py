@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ringhaul.quant import BATCH_ELEMENTS, UnfitValueError, find_codec
 from ringhaul.quant.base import quiet_arithmetic
 from ringhaul.quant.blocks import UINT4_BLOCK_ELEMENTS, UINT8_BLOCK_ELEMENTS
+from ringhaul.quant.fine import BLOCK_ELEMENTS as FINE_BLOCK_ELEMENTS
+from ringhaul.quant.slots import SLOTTED_MIN
 from ringhaul.ring.plan import Phase
 from ringhaul.ring.reduce import element_dtype
 from ringhaul.testing.codec_ring import coder_of, round_trip
@@ -18,13 +20,14 @@ from ringhaul.testing.codec_ring import coder_of, round_trip
 Array = NDArray[Any]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 WIDE = ("float32", "float64")
-BLOCKS = ("uint8", "uint8-zp", "uint8-sr", "uint4", "uint4-sr")
+BLOCKS = ("uint8", "uint8-zp", "uint8-sr", "uint4", "uint4-sr", "uint8-fine", "uint4-fine")
 LOSSY = (*BLOCKS, "fp16", "bf16")
 every_block_codec = pytest.mark.parametrize("name", BLOCKS)
 every_wide_dtype = pytest.mark.parametrize("dtype", WIDE)
+BLOCK_ENDS = (SLOTTED_MIN, UINT4_BLOCK_ELEMENTS, UINT8_BLOCK_ELEMENTS, FINE_BLOCK_ELEMENTS)
 COUNTS = sorted(
     {1, 2, 3, 15, BATCH_ELEMENTS - 1, BATCH_ELEMENTS, BATCH_ELEMENTS + 1, 2 * BATCH_ELEMENTS + 7}
-    | {n + k for n in (UINT4_BLOCK_ELEMENTS, UINT8_BLOCK_ELEMENTS) for k in (-1, 0, 1)}
+    | {n + k for n in BLOCK_ENDS for k in (-1, 0, 1)}
 )
 
 
@@ -49,6 +52,8 @@ def assert_within_bounds(name: str, values: Array, back: Array) -> None:
 
 
 def block_of(name: str) -> int | None:
+    if name.endswith("-fine"):
+        return FINE_BLOCK_ELEMENTS
     if name.startswith("uint4"):
         return UINT4_BLOCK_ELEMENTS
     return UINT8_BLOCK_ELEMENTS if name.startswith("uint8") else None
@@ -208,7 +213,7 @@ def test_float64_keeps_what_float32_could_not_hold() -> None:
     assert back[3] == 0
 
 
-@pytest.mark.parametrize("name", ["uint8", "uint8-zp", "uint4", "fp16", "bf16", "raw"])
+@pytest.mark.parametrize("name", [*BLOCKS[:2], "uint4", *BLOCKS[-2:], "fp16", "bf16", "raw"])
 def test_decoding_and_encoding_again_changes_nothing_more_than_the_bound(name: str) -> None:
     values = adversarial("normal", 3000, 5).astype(np.float32)
     once = round_trip(name, values)
@@ -219,7 +224,16 @@ def test_decoding_and_encoding_again_changes_nothing_more_than_the_bound(name: s
 # -- Sizes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "ratio"), [("uint8", 3.9), ("uint8-zp", 3.9), ("uint4", 7.7)])
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [
+        ("uint8", 3.9),
+        ("uint8-zp", 3.9),
+        ("uint4", 7.7),
+        ("uint8-fine", 3.8),
+        ("uint4-fine", 7.3),
+    ],
+)
 def test_a_segment_of_a_mebibyte_is_as_small_as_promised(name: str, ratio: float) -> None:
     coder = coder_of(name, "float32")
 

@@ -25,7 +25,7 @@ from ringhaul.testing.codec_ring import coder_of, round_trip
 Array = NDArray[Any]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 WIDE = ("float32", "float64")
-BLOCKS = ("uint8", "uint8-zp", "uint8-sr", "uint4", "uint4-sr")
+BLOCKS = ("uint8", "uint8-zp", "uint8-sr", "uint4", "uint4-sr", "uint8-fine", "uint4-fine")
 LOSSY = (*BLOCKS, "fp16", "bf16")
 every_block_codec = pytest.mark.parametrize("name", BLOCKS)
 every_wide_dtype = pytest.mark.parametrize("dtype", WIDE)

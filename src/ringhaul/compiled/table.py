@@ -5,7 +5,7 @@ from typing import Any
 
 from numba.core import types
 
-from ringhaul.compiled import blocks, casts
+from ringhaul.compiled import blocks, casts, fine
 from ringhaul.ring.twins import Twin
 
 
@@ -41,6 +41,14 @@ def _signatures() -> Iterator[tuple[str, Any, tuple[types.Type, ...]]]:
             blocks.decode_add,
             (_BYTES_IN, values_in, count, flag, values_in, values),
         )
+        yield (
+            "encode_fine",
+            fine.encode_fine,
+            (values_in, values, _BYTES, _BYTES, _BYTES, count, count, count, values_in),
+        )
+        head = (_BYTES_IN, _BYTES_IN, _BYTES_IN, values_in, count, count)
+        yield "decode_fine", fine.decode_fine, (*head, values)
+        yield "decode_add_fine", fine.decode_add_fine, (*head, values_in, values)
     yield "roll", blocks.roll, (types.uint64, _write(types.uint64))
     yield "pack", blocks.pack, (_BYTES_IN, _BYTES)
     yield "unpack", blocks.unpack, (_BYTES_IN, _BYTES)

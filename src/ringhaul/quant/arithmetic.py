@@ -1,4 +1,4 @@
-"""Constants of block quantizers, for each dtype that they compute in.
+"""Constants of block quantizers, for each dtype that they compute in; what headers may say.
 
 Part of the wire format: peers with other constants would decode other bits.
 """
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ringhaul.errors import WireError
+from ringhaul.quant.base import Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +49,16 @@ ARITHMETIC = {
 }
 #: Decoding takes a detour by this factor where a result might overflow on the way.
 HEADROOM = 1024.0
+
+
+def largest_magnitude(codec: str, header: Values, scratch: Values) -> float:
+    """Of the numbers of a header of steps and origins; `scratch` is as long or longer.
+
+    Raises:
+        WireError: the header is none that `encode` writes, and might end in no number.
+    """
+    magnitudes = np.absolute(header, out=scratch[: header.size])
+    largest = np.maximum.reduce(magnitudes)
+    if not largest < np.inf:
+        raise WireError(f'scales of codec "{codec}" that are not finite')
+    return float(largest)

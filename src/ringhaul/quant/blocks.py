@@ -5,8 +5,7 @@ as zeros (sparse gradients stay sparse). Decides the wire format of "uint8", "ui
 
 A batch is: the steps of all blocks, then their origins (little-endian floats of the coder's
 dtype), then the codes. A code stands for `code * step + origin`, of "uint8-zp" for
-`(code + origin) * step`. Two codes of 4 bits share a byte: element i has the low half of byte
-i, element i + ceil(n / 2) the high half.
+`(code + origin) * step`. Two codes of 4 bits share a byte (see `nibbles.py`).
 """
 
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul.errors import WireError
-from ringhaul.quant.arithmetic import ARITHMETIC, HEADROOM
+from ringhaul.quant.arithmetic import ARITHMETIC, HEADROOM, largest_magnitude
 from ringhaul.quant.base import BATCH_ELEMENTS, Bytes, Coder, Values, nonfinite_error
+from ringhaul.quant.nibbles import Nibbles
 from ringhaul.quant.noise import NOISE_BITS, Noise
 from ringhaul.ring.twins import find_twin
 
@@ -84,10 +84,6 @@ UINT8_SR = BlockCodec("uint8-sr", 8, UINT8_BLOCK_ELEMENTS, noise_seed=0)
 UINT4_SR = BlockCodec("uint4-sr", 4, UINT4_BLOCK_ELEMENTS, noise_seed=0)
 
 
-#: Codes of 4 bits are shifted eight at a time: NumPy shifts single bytes at 1 GB/s.
-_WORD_BYTES = 8
-_LOW_HALVES = np.uint64(0x0F0F0F0F0F0F0F0F)
-_HALF_BITS = np.uint64(4)
 _NO_DICE = np.empty(0, np.int16)
 
 
@@ -107,8 +103,7 @@ class _BlockCoder:
         self._wire_dtype = dtype.newbyteorder("<")
         self._math = ARITHMETIC[dtype]
         self._scaled = np.empty(BATCH_ELEMENTS, dtype)
-        self._unpacked = np.zeros(BATCH_ELEMENTS + _WORD_BYTES, np.uint8)
-        self._packed = np.zeros(BATCH_ELEMENTS // 2 + _WORD_BYTES, np.uint8)
+        self._nibbles = Nibbles() if codec.bits == 4 else None
         self._noise = None if codec.noise_seed is None else Noise(codec.noise_seed, dtype)
         self._starts = np.arange(0, BATCH_ELEMENTS, codec.block_elements)
         blocks_max = self._starts.size
@@ -166,7 +161,7 @@ class _BlockCoder:
     def encode(self, values: Values, out: Bytes, nonce: int) -> None:
         header = self._header[: 2 * self._block_count(values.size)]
         body = out[header.nbytes :]
-        codes = body if self._codec.bits == 8 else self._unpacked[: values.size]
+        codes = body if self._nibbles is None else self._nibbles.codes[: values.size]
         dice = None if self._noise is None else self._noise.dice(values.size, nonce)
         twin = find_twin("encode", values)
         if twin is None or not twin(
@@ -180,8 +175,8 @@ class _BlockCoder:
         ):
             self._encode(values, header, codes, dice)
         np.copyto(out[: header.nbytes].view(self._wire_dtype), header)
-        if self._codec.bits == 4:
-            self._pack(values.size, body)
+        if self._nibbles is not None:
+            self._nibbles.pack(values.size, body)
 
     def _encode(
         self, values: Values, header: Values, codes: Bytes, dice: NDArray[np.int16] | None
@@ -268,17 +263,6 @@ class _BlockCoder:
         np.add(bottom, self._zero, out=bottom)  # no negative zero, of which CPUs differ
         np.subtract(self._rounder, bottom, out=shift)
 
-    def _pack(self, element_count: int, out: Bytes) -> None:
-        if (twin := find_twin("pack")) is not None:
-            twin(self._unpacked[:element_count], out)
-            return
-        half = out.size
-        self._unpacked[element_count] = 0  # the partner of the last, if the count is odd
-        words = _words(self._packed, 0, half)
-        np.left_shift(_words(self._unpacked, half, half), _HALF_BITS, out=words)
-        np.bitwise_or(words, _words(self._unpacked, 0, half), out=words)
-        np.copyto(out, self._packed[:half])
-
     # -- Decode -------------------------------------------------------------------------------
 
     def decode(self, data: Bytes, out: Values) -> None:
@@ -290,18 +274,15 @@ class _BlockCoder:
 
     def _decode_compiled(self, name: str, data: Bytes, *arrays: Values) -> bool:
         """Have the compiled twin decode; False: there is none, or it must not."""
-        work, is_plain, unpack = (find_twin(each, *arrays) for each in (name, "is_plain", "unpack"))
-        if work is None or is_plain is None or unpack is None:
+        work, is_plain = find_twin(name, *arrays), find_twin("is_plain", *arrays)
+        if work is None or is_plain is None:
             return False
         element_count = arrays[-1].size
         header = self._header[: 2 * self._block_count(element_count)]
         np.copyto(header, data[: header.nbytes].view(self._wire_dtype))
         if not is_plain(header, self._magnitude_max, self._origin_max):
             return False
-        codes = data[header.nbytes :]
-        if self._codec.bits == 4:
-            unpack(codes, self._unpacked[:element_count])
-            codes = self._unpacked[:element_count]
+        codes = self._codes(element_count, data[header.nbytes :])
         work(codes, header, self._codec.block_elements, self._codec.has_zero_point, *arrays)
         return True
 
@@ -311,8 +292,7 @@ class _BlockCoder:
         header_bytes = header.nbytes
         np.copyto(header, data[:header_bytes].view(self._wire_dtype))
         is_huge = self._check_header(header)
-        body = data[header_bytes:]
-        np.copyto(out, body if self._codec.bits == 8 else self._unpack(out.size, body))
+        np.copyto(out, self._codes(out.size, data[header_bytes:]))
         if is_huge:
             scaled = header[:blocks] if self._codec.has_zero_point else header
             np.multiply(scaled, 1.0 / HEADROOM, out=scaled)
@@ -337,28 +317,15 @@ class _BlockCoder:
         Raises:
             WireError: the header is none that `encode` writes, and might end in no number.
         """
-        magnitudes = np.absolute(header, out=self._magnitude[: header.size])
-        largest = np.maximum.reduce(magnitudes)
-        if not largest < np.inf:
-            raise WireError(f'scales of codec "{self._codec.name}" that are not finite')
+        largest = largest_magnitude(self._codec.name, header, self._magnitude)
         if (
             self._codec.has_zero_point
-            and np.maximum.reduce(magnitudes[header.size // 2 :]) > self._origin_max
+            and np.maximum.reduce(self._magnitude[header.size // 2 : header.size])
+            > self._origin_max
         ):
             raise WireError(f'zero points of codec "{self._codec.name}" that are out of range')
-        return bool(largest > self._magnitude_max)
+        return largest > self._magnitude_max
 
-    def _unpack(self, element_count: int, body: Bytes) -> Bytes:
-        half = body.size
-        np.copyto(self._packed[:half], body)
-        words = _words(self._packed, 0, half)
-        np.bitwise_and(words, _LOW_HALVES, out=_words(self._unpacked, 0, half))
-        np.right_shift(words, _HALF_BITS, out=words)
-        np.bitwise_and(words, _LOW_HALVES, out=words)
-        np.copyto(self._unpacked[half : 2 * half], self._packed[:half])
-        return self._unpacked[:element_count]
-
-
-def _words(data: Bytes, start: int, size: int) -> NDArray[np.uint64]:
-    """`size` bytes from `start` on, and up to seven more, as 64-bit words."""
-    return data[start : start + -(-size // _WORD_BYTES) * _WORD_BYTES].view(np.uint64)
+    def _codes(self, element_count: int, body: Bytes) -> Bytes:
+        """One code a byte."""
+        return body if self._nibbles is None else self._nibbles.unpack(element_count, body)

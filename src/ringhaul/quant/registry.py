@@ -8,13 +8,17 @@ from ringhaul.ids import ReduceOp
 from ringhaul.quant.base import Codec
 from ringhaul.quant.blocks import UINT4, UINT4_SR, UINT8, UINT8_SR, UINT8_ZP
 from ringhaul.quant.compression import ZstdCodec
+from ringhaul.quant.fine import UINT4_FINE, UINT8_FINE
 from ringhaul.quant.plain import BF16, FP16, RawCodec
 
 _ZSTD = "+zstd"
 RAW = RawCodec()
-_codecs: dict[str, Codec] = {
-    codec.name: codec for codec in (RAW, FP16, BF16, UINT8, UINT8_ZP, UINT8_SR, UINT4, UINT4_SR)
-}
+_CODECS: tuple[Codec, ...] = (
+    *(RAW, FP16, BF16),
+    *(UINT8, UINT8_ZP, UINT8_SR, UINT8_FINE),
+    *(UINT4, UINT4_SR, UINT4_FINE),
+)
+_codecs: dict[str, Codec] = {codec.name: codec for codec in _CODECS}
 
 
 def codec_names() -> tuple[str, ...]:

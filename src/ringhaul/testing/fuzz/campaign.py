@@ -50,6 +50,8 @@ TARGETS: dict[str, Callable[[], Target]] = {
         lambda: EncodedSegments("uint8-zp"),
         lambda: EncodedSegments("uint8+zstd"),
         lambda: EncodedSegments("uint4"),
+        lambda: EncodedSegments("uint8-fine"),
+        lambda: EncodedSegments("uint4-fine"),
         LyingMember,
         LyingCoordinator,
     )
