@@ -15,7 +15,7 @@ from ringhaul.ids import Generation, OpKey, PeerId
 from ringhaul.io.sockets import DataSocket, StreamEnded
 from ringhaul.io.state_lane import Lane
 from ringhaul.io.state_serve import Pacer, StateServer
-from ringhaul.limits import STATE_BLOCK_BYTES, STATE_WINDOW_BLOCKS_MAX
+from ringhaul.limits import STATE_BLOCK_BYTES, STATE_REQUEST_BYTES, STATE_WINDOW_BLOCKS_MAX
 from ringhaul.quant.compression import Compressor
 from ringhaul.state.content import HashedState, Stage, own_stage
 from ringhaul.state.plan import FetchPlan
@@ -217,6 +217,43 @@ async def test_a_source_that_breaks_the_rules_is_left(pair: Pair, data: bytes, r
 
     with pytest.RaisesGroup(pytest.RaisesExc(StreamEnded, match=reason)):
         await asking.receive(data)
+
+
+@pytest.mark.parametrize(("blocks_per_s", "at_once"), [(5.0, 1), (1000.0, 4)], ids=["slow", "fast"])
+async def test_a_window_is_filled_again_by_blocks_on_a_slow_link_by_requests_on_a_fast_one(
+    pair: Pair, blocks_per_s: float, at_once: int
+) -> None:
+    large = HashedState({"large": np.zeros(40 * STATE_BLOCK_BYTES, np.uint8)})
+    elected = HashedState({"large": np.ones(40 * STATE_BLOCK_BYTES, np.uint8)})
+    stage = Stage(large, elected.block_digests, elected.digest)
+    count, size = stage.layout.block_count, stage.layout.size
+    plan = FetchPlan(stage.needed, count, size, request_bytes=STATE_REQUEST_BYTES)
+    now = [0.0]
+
+    def take(
+        lane: Lane, index: int, block: memoryview | None, size: int, is_good: bool | None
+    ) -> None:
+        plan.on_block(lane.source, index, now[0], is_good=True)
+
+    lane = Lane(
+        pair[0],
+        plan,
+        stage,
+        is_holder=True,
+        claims={},
+        on_block=take,
+        clock=lambda: now[0],
+    )
+    requests = [lane.ask()]
+    for index in range(30):
+        now[0] += 1 / blocks_per_s
+        lane.take(StateRecord(Kind.BLOCK, index, STATE_BLOCK_BYTES))
+        lane._on_payload(StateRecord(Kind.BLOCK, index, STATE_BLOCK_BYTES))
+        requests.append(lane.ask())
+
+    counts = [StateRecord.decode(data).count for data in requests[8:20] if data]
+    assert set(counts) == {at_once}
+    assert len(counts) == 12 // at_once
 
 
 async def test_a_lane_that_ends_leaves_its_blocks_to_others(pair: Pair) -> None:

@@ -123,7 +123,9 @@ class Lane:
     def ask(self) -> bytes:
         """The requests to send now; empty if enough is under way, or nothing is of use."""
         window_bytes = self._window_bytes()
-        least_bytes = min(limits.STATE_REQUEST_BYTES, window_bytes / 2)
+        # several blocks at a time, if enough is under way meanwhile
+        is_wide = window_bytes >= 2 * limits.STATE_REQUEST_BYTES
+        least_bytes = limits.STATE_REQUEST_BYTES if is_wide else 1
         now = self._clock()
         out = b""
         while (
