@@ -122,3 +122,12 @@ def test_a_proposal_of_a_later_admission_than_others_have_heard_of_is_not_opened
     again.wait(3.0, heard=("a", "b", "x"))
 
     assert again.heard("x", Opened) == []
+
+
+def test_a_group_of_which_nobody_came_back_is_numbered_on(again: Again) -> None:
+    for name in RING:
+        again.back(name)
+    again.wait(3.0, heard=RING)
+
+    known = next(opening for opening in OPENED.admitted if opening.group == 1)
+    assert again.coordinator.run.groups[1].proposed_generation > known.generation

@@ -9,6 +9,7 @@ told; what all have finished is committed by the ordinary rules.
 from collections.abc import Callable, Iterator
 
 from ringhaul.core.coordinator import collectives, journal, members
+from ringhaul.core.coordinator.catch_up import catch_up
 from ringhaul.core.coordinator.model import Group, Peer, Recovery, Run, Wanted
 from ringhaul.core.coordinator.reports import (
     Told,
@@ -31,7 +32,6 @@ from ringhaul.wire.coordinator_messages import (
     Began,
     Finished,
     LinkFailed,
-    Outcome,
     Report,
     Verdict,
     VoteResult,
@@ -327,44 +327,8 @@ def _go_on(run: Run, recovery: Recovery, told: Told) -> None:
     for key in told.closed:
         group.closed[key] = None
     for peer_id in group.ring_order:
-        if peer_id in told.late:
-            run.log(f"{peer_id} is told that generation {opened.generation} is open")
-            run.send(run.peers[peer_id], opened)
         if peer_id in recovery.reports and peer_id not in recovery.missing:
-            _tell_decisions(run, recovery, told, run.peers[peer_id])
-
-
-def _tell_decisions(run: Run, recovery: Recovery, told: Told, peer: Peer) -> None:
-    """Tell a member the decisions that only others have heard."""
-    report = recovery.reports[peer.id]
-    peer.holds_state = report.committed is not None
-    finished = {message.key for message in recovery.heard[peer.id] if isinstance(message, Finished)}
-    assert told.opened is not None
-    heard_until = max(report.last_number, told.opened.opened_after)
-    news = [decision for decision in told.decisions if decision.number > heard_until]
-    if _admits_known(run, report, told, news) < run.admit_index:
-        recovery.missing[peer.id] = "the others have ended an `admit` without it"
-        return
-    for decision in news:
-        if isinstance(decision, Verdict) and decision.outcome is Outcome.COMMITTED:
-            if decision.key not in finished:
-                recovery.missing[peer.id] = f"the others have committed {decision.key} without it"
-                return
-            peer.holds_state = peer.holds_state or decision.key in told.syncs
-        run.log(f"{peer.id} is told of decision {decision.number}", important=False)
-        run.send(peer, decision)
-
-
-def _admits_known(run: Run, report: Report, told: Told, news: list[Verdict | VoteResult]) -> int:
-    """How many `admit`s since the last admission a member will have heard the end of."""
-    is_current = report.opened is not None and report.opened.admissions == run.admissions
-    heard = report.admit_index if is_current else 0
-    ended = (
-        decision.index + 1
-        for decision in news
-        if isinstance(decision, VoteResult) and decision.generation >= told.admitted_generation
-    )
-    return max(heard, *ended, 0)
+            catch_up(run, recovery, told, opened, run.peers[peer_id])
 
 
 def _maybe_repair(run: Run, told: Told) -> None:

@@ -56,15 +56,17 @@ class Told:
 
 def read_reports(run: Run, recovery: Recovery) -> dict[int, Told]:
     """Conclude per group. Sets the run's counters, which are above all that was told."""
-    openings = {number: _newest(reports_of(run, recovery, number)) for number in run.groups}
     last = newest_admission(recovery)
     if last is not None:
         run.admissions, run.admitted_after = last.admissions, last.admitted_after
         run.admitted = last.admitted
+        for opening in last.admitted:  # also of groups of which nobody came back
+            group = run.groups.setdefault(opening.group, Group(number=opening.group))
+            group.proposed_generation = max(group.proposed_generation, opening.generation)
     told: dict[int, Told] = {}
     for number, group in run.groups.items():
         reports = reports_of(run, recovery, number)
-        opened = openings[number]
+        opened = _newest(reports)
         if last is not None and (opened is None or opened.admissions < last.admissions):
             # an admission is one of all groups: who has not even its proposal was out by then
             opened = _complete_admission(run, number, reports, opened, last)
