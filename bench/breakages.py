@@ -20,6 +20,7 @@ _ADMISSION = "core/coordinator/admission.py"
 _SYNC = "core/coordinator/state_sync.py"
 _RECOVERY = "core/coordinator/recovery.py"
 _REPORTS = "core/coordinator/reports.py"
+_CATCH_UP = "core/coordinator/catch_up.py"
 _SESSION = "core/session.py"
 _PEER = "core/peer/collective.py"
 _PEER_MEMBERSHIP = "core/peer/membership.py"
@@ -247,7 +248,7 @@ BREAKAGES = (
     ),
     Breakage(
         "restarted: takes back who missed what the others have committed",
-        _RECOVERY,
+        _CATCH_UP,
         "            if decision.key not in finished:\n",
         "            if False:\n",
     ),
@@ -271,14 +272,26 @@ BREAKAGES = (
     ),
     Breakage(
         "restarted: tells nobody what others have heard",
-        _RECOVERY,
-        "            _tell_decisions(run, recovery, told, run.peers[peer_id])\n",
-        "            pass\n",
+        _CATCH_UP,
+        "        run.send(peer, decision)\n",
+        "        pass\n",
     ),
     Breakage(
         "restarted: does not open what some have not heard is open",
-        _RECOVERY,
-        "            run.send(run.peers[peer_id], opened)\n",
-        "            pass\n",
+        _CATCH_UP,
+        "        run.send(peer, opened)\n",
+        "        pass\n",
+    ),
+    Breakage(
+        "restarted: tells nothing that was decided while a generation was opened",
+        _CATCH_UP,
+        "since = report.last_number if took_part else",
+        "since = report.last_number if False else",
+    ),
+    Breakage(
+        "restarted: takes back who missed the end of an admit",
+        _CATCH_UP,
+        "    if _admits_known(run, report, told, news) < run.admit_index:\n",
+        "    if False:\n",
     ),
 )
