@@ -98,6 +98,10 @@ class ControlPlane:
         if connection.coordinator_open and not connection.is_cut:
             self._world.agenda.at(connection.down_at, arrive)
 
+    def is_open(self, link: LinkId) -> bool:
+        """Has the peer not closed it?"""
+        return self.connections[link].peer_open
+
     def end_from_peer(self, connection: Connection, reason: str) -> None:
         """The peer closes, or its kernel does; what it sent before still arrives."""
         if connection.peer_open:

@@ -130,7 +130,9 @@ class Process:
         if self._world.agenda.chance(0.5):
             waiting.insert(0, Tick())
         for event in waiting:
-            self.deliver(event)
+            # what was still unread on a connection is gone once it is closed
+            if not isinstance(event, Received) or self._world.control.is_open(event.link):
+                self.deliver(event)
         self._schedule_tick()
 
     def leave(self) -> None:

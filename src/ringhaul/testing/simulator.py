@@ -141,6 +141,9 @@ class World:
             if len(here) < self._min_world_size:  # evicted meanwhile
                 self._spawn(group)
                 return False
+            known = self.coordinator.machine.run.groups.get(group)
+            if known is not None and (known.wanted or len(known.ring_order) != len(here)):
+                return False  # one has just been killed
         return all(p.is_member and p.app.clean_rounds >= CALM_ROUNDS for p in alive)
 
     def _check_end(self) -> None:
