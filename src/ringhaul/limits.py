@@ -184,7 +184,7 @@ STATE_STREAMS_LONG_PATH = 4
 #: Blocks asked for and not here yet, per connection: a slow source shall hold few of them.
 STATE_WINDOW_BLOCKS_MAX = 16
 #: One request, and what a source sends in one go: on a fast link the work for each is felt
-#: (Python's part of 256 MiB on loopback: a quarter less CPU than with single blocks).
+#: (Python's part of 256 MiB on loopback: a sixth less CPU than with single blocks).
 STATE_REQUEST_BYTES = 4 << 20
 #: What a source delivers in so long may be under way (and two round trips more).
 STATE_WINDOW_S = 0.5

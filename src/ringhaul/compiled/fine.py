@@ -147,16 +147,18 @@ def correct(
 
 
 @compiled
-def decode_fine(
+def _decode(
     codes: Bytes,
     counts: Bytes,
     slots: Bytes,
     header: Values,
     block: int,
     code_max: int,
+    own: Values,
+    adds: bool,
     out: Values,
 ) -> bool:
-    """Write the values of one byte each; False: `encode_fine` writes no such slots."""
+    """Write the values of one byte each, plus own values if it `adds`."""
     places, corrections = np.empty(block, np.int64), np.empty(block, out.dtype)
     block_count, taken = header.size // 2, 0
     for index in range(block_count):
@@ -169,12 +171,33 @@ def decode_fine(
         )
         if found < 0:
             return False
-        for i in range(part.size):
-            part[i] = as_float(part_codes[i], step) * step + origin
+        if adds:
+            part_own = own[start:stop]
+            for i in range(found):
+                corrections[i] += part_own[places[i]]
+            for i in range(part.size):
+                part[i] = as_float(part_codes[i], step) * step + origin + part_own[i]
+        else:
+            for i in range(part.size):
+                part[i] = as_float(part_codes[i], step) * step + origin
         for i in range(found):
             part[places[i]] = corrections[i]
         taken += found
     return True
+
+
+@compiled
+def decode_fine(
+    codes: Bytes,
+    counts: Bytes,
+    slots: Bytes,
+    header: Values,
+    block: int,
+    code_max: int,
+    out: Values,
+) -> bool:
+    """Write the values of one byte each; False: `encode_fine` writes no such slots."""
+    return _decode(codes, counts, slots, header, block, code_max, header, False, out)
 
 
 @compiled
@@ -189,23 +212,4 @@ def decode_add_fine(
     out: Values,
 ) -> bool:
     """As `decode_fine`, plus own values."""
-    places, corrections = np.empty(block, np.int64), np.empty(block, out.dtype)
-    block_count, taken = header.size // 2, 0
-    for index in range(block_count):
-        start, stop = index * block, min(index * block + block, out.size)
-        part, part_codes, part_own = out[start:stop], codes[start:stop], own[start:stop]
-        step, origin = header[index], header[block_count + index]
-        runs = counts[start // RUN : (stop + RUN - 1) // RUN]
-        found = correct(
-            part_codes, runs, slots[taken:], step, origin, code_max, places, corrections
-        )
-        if found < 0:
-            return False
-        for i in range(found):
-            corrections[i] += part_own[places[i]]
-        for i in range(part.size):
-            part[i] = as_float(part_codes[i], step) * step + origin + part_own[i]
-        for i in range(found):
-            part[places[i]] = corrections[i]
-        taken += found
-    return True
+    return _decode(codes, counts, slots, header, block, code_max, own, True, out)

@@ -33,7 +33,8 @@ def compiled(function: Function) -> Function:
     return cast(Function, made)
 
 
-def _declare(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - numba has no types
+def declare(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - numba has no types
+    """Make a function that kernels may call of one that writes LLVM's instructions."""
     return intrinsic(function)
 
 
@@ -138,12 +139,12 @@ def _signed(_context: Any, value: Any) -> Any:  # noqa: ANN401
     return types.int32(value), generate
 
 
-ordered = _declare(_ordered)
-signed = _declare(_signed)
-unordered = _declare(_unordered)
-lesser = _declare(_lesser)
-greater = _declare(_greater)
-low_byte = _declare(_low_byte)
-as_float = _declare(_as_float)
-bits = _declare(_bits)
-from_bits = _declare(_from_bits)
+ordered = declare(_ordered)
+signed = declare(_signed)
+unordered = declare(_unordered)
+lesser = declare(_lesser)
+greater = declare(_greater)
+low_byte = declare(_low_byte)
+as_float = declare(_as_float)
+bits = declare(_bits)
+from_bits = declare(_from_bits)

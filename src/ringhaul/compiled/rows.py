@@ -9,7 +9,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from ringhaul.compiled.primitives import declare
 
 #: Values in a row: one bit each in a 64-bit integer.
 ROW = 64
@@ -23,10 +24,6 @@ _ROUNDERS = {32: 0x4B400000, 64: 0x4338000000000000}
 _LANES = ir.VectorType(ir.IntType(32), 8)
 
 Generator = Callable[..., Any]
-
-
-def _declare(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - numba has no types
-    return intrinsic(function)
 
 
 def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any, length: int) -> Any:  # noqa: ANN401
@@ -219,11 +216,11 @@ def _sign(_context: Any, value: Any) -> Any:  # noqa: ANN401
     return types.int64(value), generate
 
 
-fold_row = _declare(_fold(1))
-fold_rows = _declare(_fold(FOLDED_ROWS))
-sort_row = _declare(_sort)
-encode_row = _declare(_encode)
-trailing_zeros = _declare(_trailing_zeros)
-bit_count = _declare(_bit_count)
-steps = _declare(_steps)
-sign = _declare(_sign)
+fold_row = declare(_fold(1))
+fold_rows = declare(_fold(FOLDED_ROWS))
+sort_row = declare(_sort)
+encode_row = declare(_encode)
+trailing_zeros = declare(_trailing_zeros)
+bit_count = declare(_bit_count)
+steps = declare(_steps)
+sign = declare(_sign)

@@ -2,7 +2,7 @@
 
 Members may be one opening apart, in one group or in several: a generation was opened, and
 the coordinator died before all heard of it. All its links were ready then, so every member of
-it holds the proposal, and has every decision that came before.
+it holds the proposal, and has every decision that came before that.
 """
 
 from collections.abc import Iterable
