@@ -262,3 +262,18 @@ def late():
 def test_every_module_of_the_pure_layers_can_be_imported() -> None:
     for module in sorted(name for name in MODULES if layer_of(name) <= 2):
         importlib.import_module(module)
+
+
+def test_nothing_is_raised_in_an_except_of_groups() -> None:
+    """Python 3.11.0 to 3.11.3 wraps it in another group, which nobody expects."""
+    found = [
+        f"{path.name}:{inner.lineno}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.TryStar)
+        for handler in node.handlers
+        for inner in ast.walk(handler)
+        if isinstance(inner, ast.Raise) and inner.exc is not None
+    ]
+
+    assert found == []

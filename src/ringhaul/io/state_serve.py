@@ -125,15 +125,18 @@ class StateServer:
         offer = StateOffer(proof=proof, block_count=served.stage.layout.block_count)
         connection = _Connection(served, sock)
         served.connections.add(connection)
+        ended: Exception | None = None
         try:
             with connection.scope:
                 await sock.send_message(Envelope(message=offer))
                 sock.tune()
                 await connection.run()
         except* StreamEnded as group:
-            raise group.exceptions[0] from None
+            ended = group.exceptions[0]
         finally:
             served.connections.discard(connection)
+        if ended is not None:  # raised above, Python before 3.11.4 would wrap it in a group
+            raise ended
 
 
 class _Connection:
