@@ -44,17 +44,21 @@ def pair() -> Iterator[Pair]:
         end.close()
 
 
-async def ask(server: StateServer, pair: Pair, records: bytes) -> str:
-    """Have these bytes answered after the handshake; how does it end?"""
-    near, far = pair
-    request = StateRequest(
+def requesting(token: bytes) -> StateRequest:
+    return StateRequest(
         version=1,
         requester=PeerId("r"),
         holder=PeerId("h"),
         generation=Generation(1),
         key=KEY,
-        token=b"t" * 16,
+        token=token,
     )
+
+
+async def ask(server: StateServer, pair: Pair, records: bytes) -> str:
+    """Have these bytes answered after the handshake; how does it end?"""
+    near, far = pair
+    request = requesting(b"t" * 16)
     served = await server.find(request)
     assert served is not None
     ends: list[str] = []
@@ -113,16 +117,7 @@ async def test_a_requester_that_breaks_the_rules_is_left(
 
 
 async def test_a_token_that_is_not_known_is_refused() -> None:
-    request = StateRequest(
-        version=1,
-        requester=PeerId("r"),
-        holder=PeerId("h"),
-        generation=Generation(1),
-        key=KEY,
-        token=b"w" * 16,
-    )
-
-    assert await serving(content(1)).find(request) is None
+    assert await serving(content(1)).find(requesting(b"w" * 16)) is None
 
 
 class Asking:
@@ -368,6 +363,27 @@ async def test_a_block_that_is_not_here_is_not_given(pair: Pair) -> None:
 
     wanted = StateRecord(Kind.WANT, 0, 1).encode()
     assert "block 0, which is not here" in await ask(serving(mine, stage), pair, wanted)
+
+
+async def test_what_was_given_counts_though_the_call_ends_with_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, (near, far) = serving(content(1)), pair
+    served = server._served[1, KEY]
+    send = far.send_nowait
+
+    def end_with_a_block(views: list[memoryview]) -> int:
+        sent = send(views)
+        if len(views) == 2:
+            server.end(served.plan)
+        return sent
+
+    monkeypatch.setattr(far, "send_nowait", end_with_a_block)
+    await near.send_all(StateRecord(Kind.WANT, 2, 1).encode())
+    with trio.fail_after(20):
+        await server.answer(requesting(b"t" * 16), served, far)
+
+    assert served.sent_bytes == served.stage.layout.size(2) == 12
 
 
 async def test_an_upload_budget_spaces_what_leaves(autojump_clock: trio.testing.MockClock) -> None:

@@ -258,9 +258,8 @@ class _Connection:
         for index in indices:
             block = self._stage.block(index)
             buffers += [StateRecord(Kind.BLOCK, index, len(block)).encode(), block]
-        await self._send(buffers)
+        await self._send(buffers, block_bytes=sum(map(len, buffers[1::2])))
         self._blocks_sent += len(indices)
-        self._served.sent_bytes += sum(map(len, buffers[1::2]))
 
     async def _send_paced(self, index: int, rate: float) -> None:
         """Send a block, compressed if that takes less time, within the budget."""
@@ -275,11 +274,10 @@ class _Connection:
             for start in range(0, len(payload), pacer.piece_bytes):
                 piece = payload[start : start + pacer.piece_bytes]
                 await pacer.pay(len(piece))
-                await self._send([piece])
+                await self._send([piece], block_bytes=len(piece))
         else:
-            await self._send([head, payload])
+            await self._send([head, payload], block_bytes=len(payload))
         self._blocks_sent += 1
-        self._served.sent_bytes += len(payload)
 
     async def _maybe_compress(
         self, index: int, block: memoryview, rate: float
@@ -294,8 +292,12 @@ class _Connection:
         packed = await self._sock.system.run_in_thread(self._compressor.shorter, plain, word_bytes)
         return None if packed is None else memoryview(packed)
 
-    async def _send(self, buffers: list[bytes | memoryview]) -> None:
-        """Write all of it; a requester that takes nothing for long is left."""
+    async def _send(self, buffers: list[bytes | memoryview], block_bytes: int = 0) -> None:
+        """Write all of it; a requester that takes nothing for long is left.
+
+        `block_bytes` of it count as given: at once, since with the last of them the call may
+        end before this task runs again.
+        """
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
         while views:
             sent = self._sock.send_nowait(views)
@@ -303,6 +305,7 @@ class _Connection:
                 sent -= len(views[0])
                 del views[0]
             if not views:
+                self._served.sent_bytes += block_bytes
                 await trio.lowlevel.checkpoint()
                 return
             views[0] = views[0][sent:]
