@@ -4,6 +4,7 @@ Two phases: first anything may fail and nothing may be wrong; then faults stop a
 has to converge. `run_seed` replays exactly.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -136,14 +137,14 @@ class World:
         if self.is_faulty or not self.coordinator.is_up:
             return False
         alive = [process for process in self.processes if process.is_alive]
+        here = Counter(process.group for process in alive)
         for group in range(self._group_count):
-            here = [p for p in alive if p.group == group]
-            if len(here) < self._min_world_size:  # evicted meanwhile
+            if here[group] < self._min_world_size:  # evicted meanwhile
                 self._spawn(group)
                 return False
-            known = self.coordinator.machine.run.groups.get(group)
-            if known is not None and (known.wanted or len(known.ring_order) != len(here)):
-                return False  # one has just been killed
+        groups = self.coordinator.machine.run.groups.values()
+        if any(known.wanted or len(known.ring_order) != here[known.number] for known in groups):
+            return False  # one has just been killed
         return all(p.is_member and p.app.clean_rounds >= CALM_ROUNDS for p in alive)
 
     def _check_end(self) -> None:
