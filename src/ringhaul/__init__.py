@@ -17,7 +17,7 @@ from ringhaul.errors import (
 from ringhaul.ids import ReduceOp
 from ringhaul.joining import connect
 from ringhaul.quant import Codec, ErrorFeedback, register_codec
-from ringhaul.results import Membership, ReduceInfo, SyncInfo
+from ringhaul.results import MeasuredError, Membership, ReduceInfo, SyncInfo
 from ringhaul.state.shared import SharedState
 from ringhaul.work import Work
 
@@ -34,6 +34,7 @@ __all__ = [
     "CoordinatorLost",
     "ErrorFeedback",
     "EvictedError",
+    "MeasuredError",
     "Membership",
     "MismatchError",
     "ReduceInfo",

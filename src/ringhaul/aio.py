@@ -139,10 +139,18 @@ class Communicator(Member):
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
+        measure_error: bool = False,
     ) -> ReduceInfo:
         """Reduce an array over all members: as `ringhaul.Communicator.all_reduce`."""
         call = prepare_all_reduce(
-            array, op, out=out, codec=codec, tag=tag, on_loss=on_loss, timeout_s=timeout_s
+            array,
+            op,
+            out=out,
+            codec=codec,
+            tag=tag,
+            on_loss=on_loss,
+            timeout_s=timeout_s,
+            measure_error=measure_error,
         )
         await self._run(call)
         return reduce_info(call)
@@ -157,10 +165,18 @@ class Communicator(Member):
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
+        measure_error: bool = False,
     ) -> Work:
         """Begin a reduction: as `ringhaul.Communicator.all_reduce_async`. Waits for nothing."""
         call = prepare_all_reduce(
-            array, op, out=out, codec=codec, tag=tag, on_loss=on_loss, timeout_s=timeout_s
+            array,
+            op,
+            out=out,
+            codec=codec,
+            tag=tag,
+            on_loss=on_loss,
+            timeout_s=timeout_s,
+            measure_error=measure_error,
         )
         self._begin(call)
         return Work(call, self)
@@ -174,6 +190,7 @@ class Communicator(Member):
         max_in_flight: int = 8,
         on_loss: str = "retry",
         timeout_s: float | None = None,
+        measure_error: bool = False,
     ) -> list[ReduceInfo]:
         """Reduce each of many arrays: as `ringhaul.Communicator.all_reduce_many`."""
         batch = Batch(
@@ -183,6 +200,7 @@ class Communicator(Member):
             max_in_flight=max_in_flight,
             on_loss=on_loss,
             timeout_s=timeout_s,
+            measure_error=measure_error,
             buffers=self._buffers,
         )
         return await self._run_batch(batch)

@@ -62,6 +62,7 @@ class Communicator(RingCollectives):
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
+        measure_error: bool = False,
     ) -> ReduceInfo:
         """Reduce `array` element by element over all members; all end with the same bits.
 
@@ -85,9 +86,11 @@ class Communicator(RingCollectives):
             tag: operations of one tag are numbered by themselves.
             on_loss: "retry": run it again among the survivors, inside the call; "raise".
             timeout_s: for the whole operation, counted on this peer; fails it for all.
+            measure_error: measure what this peer's encodings lose (`ReduceInfo.codec_error`):
+                encoding then takes about three times as long. Members need not agree about it.
 
         Returns:
-            World size, contributors, attempts, bytes and duration.
+            World size, contributors, attempts, bytes, compression, duration, codec error.
 
         Raises:
             CollectiveAborted: a member was lost and `on_loss="raise"` (call again), or fewer
@@ -102,7 +105,14 @@ class Communicator(RingCollectives):
         An interrupt (Ctrl-C) aborts the operation on all members, and waits for that.
         """
         call = prepare_all_reduce(
-            array, op, out=out, codec=codec, tag=tag, on_loss=on_loss, timeout_s=timeout_s
+            array,
+            op,
+            out=out,
+            codec=codec,
+            tag=tag,
+            on_loss=on_loss,
+            timeout_s=timeout_s,
+            measure_error=measure_error,
         )
         self._run(call)
         return reduce_info(call)
@@ -117,6 +127,7 @@ class Communicator(RingCollectives):
         tag: str | None = None,
         on_loss: str = "retry",
         timeout_s: float | None = None,
+        measure_error: bool = False,
     ) -> Work:
         """Begin an `all_reduce`, whose arguments it takes, and return at once.
 
@@ -133,7 +144,14 @@ class Communicator(RingCollectives):
             RinghaulError: too many operations are in flight; nothing was sent.
         """
         call = prepare_all_reduce(
-            array, op, out=out, codec=codec, tag=tag, on_loss=on_loss, timeout_s=timeout_s
+            array,
+            op,
+            out=out,
+            codec=codec,
+            tag=tag,
+            on_loss=on_loss,
+            timeout_s=timeout_s,
+            measure_error=measure_error,
         )
         self._begin(call)
         return Work(call, self._show)
@@ -147,6 +165,7 @@ class Communicator(RingCollectives):
         max_in_flight: int = 8,
         on_loss: str = "retry",
         timeout_s: float | None = None,
+        measure_error: bool = False,
     ) -> list[ReduceInfo]:
         """Reduce each of many arrays in place, several operations at a time.
 
@@ -169,6 +188,7 @@ class Communicator(RingCollectives):
             max_in_flight: operations at a time, 1 to 256.
             on_loss: as for `all_reduce`; "retry" runs only what was not committed again.
             timeout_s: for the whole call.
+            measure_error: as for `all_reduce`.
 
         Returns:
             For each array how it was committed. Arrays that travelled together share one
@@ -186,6 +206,7 @@ class Communicator(RingCollectives):
             max_in_flight=max_in_flight,
             on_loss=on_loss,
             timeout_s=timeout_s,
+            measure_error=measure_error,
             buffers=self._buffers,
         )
         return self._run_batch(batch)

@@ -33,7 +33,7 @@ from ringhaul.ids import ReduceOp
 from ringhaul.io.calls import ReduceCall
 from ringhaul.io.peer_runtime import PeerRuntime
 from ringhaul.io.signals import Signal
-from ringhaul.quant import RAW, Codec, ErrorFeedback, check_codec, find_codec
+from ringhaul.quant import RAW, Codec, ErrorFeedback, ErrorMeter, check_codec, find_codec
 from ringhaul.reduction import reduce_info
 from ringhaul.results import ReduceInfo
 from ringhaul.ring.reduce import check_op, dtype_name
@@ -125,6 +125,7 @@ class Batch:
         max_in_flight: int,
         on_loss: str,
         timeout_s: float | None,
+        measure_error: bool,
         buffers: ParcelBuffers,
     ) -> None:
         self._began_at = time.monotonic()
@@ -134,6 +135,7 @@ class Batch:
         self._codec = find_codec(codec)
         self._on_loss = parse_on_loss(on_loss)
         self._timeout_s = timeout_s
+        self._measure_error = measure_error
         given = _listed(arrays)
         self.views = flat_views(given, "arrays")
         for dtype in {view.dtype for view in self.views}:
@@ -252,6 +254,7 @@ class Batch:
             target=target,
             is_in_place=own is target,
             batch_index=self._next,
+            meter=ErrorMeter() if self._measure_error else None,
         )
 
     def _on_ended(self, parcel: Parcel) -> None:

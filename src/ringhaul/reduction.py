@@ -24,8 +24,8 @@ from ringhaul.ids import OnLoss, ReduceOp
 from ringhaul.io.calls import PendingCall, ReduceCall, SyncCall
 from ringhaul.io.hashing import take_content
 from ringhaul.limits import NAME_LENGTH_MAX, UPLOAD_BYTES_PER_S_MIN
-from ringhaul.quant import Codec, ErrorFeedback, check_codec, find_codec
-from ringhaul.results import ReduceInfo, SyncInfo
+from ringhaul.quant import Codec, ErrorFeedback, ErrorMeter, check_codec, find_codec
+from ringhaul.results import MeasuredError, ReduceInfo, SyncInfo
 from ringhaul.ring.reduce import check_op, dtype_name
 from ringhaul.state.manifest import pack_manifest
 from ringhaul.state.shared import SharedState
@@ -41,6 +41,7 @@ def prepare_all_reduce(
     tag: str | None,
     on_loss: str,
     timeout_s: float | None,
+    measure_error: bool,
 ) -> ReduceCall:
     """Arguments as of `Communicator.all_reduce`; raises TypeError or ValueError."""
     reduce_op = parse_op(op)
@@ -65,6 +66,7 @@ def prepare_all_reduce(
         own=own,
         target=target,
         is_in_place=out is None,
+        meter=ErrorMeter() if measure_error else None,
     )
 
 
@@ -96,6 +98,7 @@ def parse_codec(codec: str | Codec, op: ReduceOp, own: NDArray[Any], tag: str | 
 def reduce_info(call: PendingCall) -> ReduceInfo:
     """How a call was committed."""
     assert call.view is not None
+    meter = call.meter if isinstance(call, ReduceCall) else None
     return ReduceInfo(
         world_size=len(call.view.ring_order),
         contributors=call.view.ring_order,
@@ -103,6 +106,8 @@ def reduce_info(call: PendingCall) -> ReduceInfo:
         duration_s=call.duration_s,
         sent_bytes=call.sent_bytes,
         received_bytes=call.received_bytes,
+        compression=call.compression,
+        codec_error=None if meter is None else MeasuredError(meter.largest, meter.rms),
     )
 
 

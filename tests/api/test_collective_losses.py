@@ -18,6 +18,7 @@ from ringhaul import (
     CallTimeout,
     CollectiveAborted,
     Communicator,
+    ErrorFeedback,
     MismatchError,
     RinghaulError,
     connect,
@@ -240,6 +241,28 @@ def test_chunks_of_a_reduce_scatter_are_cut_for_the_survivors(
         np.testing.assert_array_equal(chunk, wanted[new_rank])
         out = outs[2 * new_rank]  # the chunks of two do not fit where those of three did
         assert (out is not None and np.shares_memory(chunk, out)) == (out_count == COUNT)
+    assert_well(ring[::2])
+
+
+def test_the_error_of_a_codec_is_that_of_the_attempt_that_was_committed(
+    ring: Sequence[Member],
+) -> None:
+    codecs = [ErrorFeedback("uint4") for _ in ring]
+
+    def all_reduce(rank: int) -> Call:
+        array = np.random.default_rng(rank).standard_normal(COUNT).astype(np.float32)
+        codec = codecs[rank]
+        return lambda comm: comm.all_reduce(array, codec=codec, tag="t", measure_error=True)
+
+    begun = begin_and_lose(ring, 1, {rank: all_reduce(rank) for rank in (0, 2)})
+
+    for rank, info in zip((0, 2), gather(begun), strict=True):
+        assert info.attempts >= 2
+        assert info.world_size == 2
+        lost = codecs[rank].state_dict()["t"].astype(np.float64)  # each element encoded once
+        assert info.codec_error.largest == np.abs(lost).max()
+        assert info.codec_error.rms == pytest.approx(np.sqrt(np.mean(lost**2)), rel=1e-5)
+        assert info.compression == pytest.approx(7.75, rel=0.01)
     assert_well(ring[::2])
 
 

@@ -198,6 +198,7 @@ def test_a_loss_in_the_middle_of_a_window(on_loss: str, leave_after: int) -> Non
                 max_in_flight=1,
                 on_loss=on_loss,
                 timeout_s=None,
+                measure_error=False,
                 buffers=many.ParcelBuffers(),
             )
             for count, happened in enumerate(batch.run(comm._runtime)):

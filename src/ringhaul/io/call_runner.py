@@ -23,7 +23,7 @@ from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_serve import StateServer
 from ringhaul.io.sync_runner import SyncRunner
-from ringhaul.quant import RAW, Codec, ErrorFeedback, SegmentCoder
+from ringhaul.quant import RAW, Codec, ErrorFeedback, ErrorMeter, SegmentCoder
 from ringhaul.ring.casts import BFLOAT16, FLOAT16
 
 CoderKey = tuple[Codec, ReduceOp, np.dtype[Any], int]
@@ -146,7 +146,8 @@ class CallRunner:
             if coder.compressor is not None and coder.is_raw:
                 call.transfer = PackedTransfer(compressor=coder.compressor, **facts)
             else:
-                call.transfer = CodedTransfer(coder=coder, feedback=feedback, **facts)
+                meter = None if call.meter is None else ErrorMeter()  # of this attempt alone
+                call.transfer = CodedTransfer(coder=coder, feedback=feedback, meter=meter, **facts)
         else:
             call.transfer = RingTransfer(**facts)
         self._plane.begin(call.transfer)

@@ -17,7 +17,7 @@ from ringhaul.io.progress import Progress
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.signals import Signal
 from ringhaul.io.state_serve import Served
-from ringhaul.quant import RAW, Codec
+from ringhaul.quant import RAW, Codec, ErrorMeter
 from ringhaul.state.content import HashedState, Stage
 from ringhaul.state.digest import Mapper
 from ringhaul.wire.coordinator_messages import SyncPlan
@@ -48,6 +48,7 @@ class PendingCall:
     duration_s: float = field(default=0.0, init=False)
     sent_bytes: int = field(default=0, init=False)
     received_bytes: int = field(default=0, init=False)
+    compression: float = field(default=1.0, init=False)
 
     def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """The caller's memory that it needs until its end, and whether that is written."""
@@ -115,6 +116,8 @@ class ReduceCall(CollectiveCall):
     target: NDArray[Any] | None = None
     is_in_place: bool = True
     result: NDArray[Any] | None = None
+    #: What encoding lost in the attempt that was committed; None unless that is measured.
+    meter: ErrorMeter | None = None
 
     def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """The input is read, and written only if it is the target too."""
@@ -135,8 +138,11 @@ class ReduceCall(CollectiveCall):
 
     def commit(self, transfer: RingTransfer) -> None:
         """Copy to the caller's array what is not there yet; what the codec lost counts now."""
-        if isinstance(transfer, CodedTransfer) and transfer.feedback is not None:
-            transfer.feedback.commit()
+        self.compression = transfer.compression
+        if isinstance(transfer, CodedTransfer):
+            self.meter = transfer.meter
+            if transfer.feedback is not None:
+                transfer.feedback.commit()
         if self.is_in_place and self.result is not None:
             assert self.target is not None
             np.copyto(self.target, self.result)

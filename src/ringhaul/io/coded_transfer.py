@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ringhaul.io.ring_transfer import Chunk, RingTransfer
 from ringhaul.io.transfer import Segment
-from ringhaul.quant import FeedbackRound, Residual, SegmentCoder
+from ringhaul.quant import ErrorMeter, FeedbackRound, Residual, SegmentCoder
 from ringhaul.ring.plan import Phase
 from ringhaul.wire.segment_header import SegmentHeader, SegmentKind
 
@@ -29,6 +29,7 @@ class CodedTransfer(RingTransfer):
     Args:
         coder: made for this operation, dtype and world size; used by one transfer at a time.
         feedback: what the codec lost in earlier calls, and where it keeps what it loses now.
+        meter: sums up what is lost in this attempt, if that is asked for.
     """
 
     may_run = False
@@ -38,10 +39,12 @@ class CodedTransfer(RingTransfer):
         *,
         coder: SegmentCoder,
         feedback: FeedbackRound | None = None,
+        meter: ErrorMeter | None = None,
         **facts: Any,  # noqa: ANN401 - those of `RingTransfer`
     ) -> None:
         super().__init__(**facts)
         self.feedback = feedback
+        self.meter = meter
         self._coder = coder
         self._digest = 0
         #: Final segments that will be passed on, while they are read.
@@ -65,8 +68,14 @@ class CodedTransfer(RingTransfer):
                     out,
                     nonce=next(_nonces),
                     residual=self._residual(start, stop),
+                    meter=self.meter,
                 )
                 yield self._segment(SegmentKind.REDUCE_SCATTER, chunk, index, out[:size])
+
+    def _segment(self, kind: SegmentKind, chunk: int, index: int, view: memoryview) -> Segment:
+        start, stop = self.plan.segment_bounds(chunk, index)
+        self._count(kind, stop - start, len(view))
+        return super()._segment(kind, chunk, index, view)
 
     def _room(self, phase: Phase, element_count: int) -> memoryview:
         return np.empty(self._coder.encoded_size(phase, element_count), np.uint8).data
@@ -123,10 +132,14 @@ class CodedTransfer(RingTransfer):
             out = self._room(Phase.ALL_GATHER, stop - start)
             result = self.result[start:stop]
             nonce = next(_nonces)
-            size = self._coder.finish(payload, own, out, result, nonce=nonce, residual=residual)
+            size = self._coder.finish(
+                payload, own, out, result, nonce=nonce, residual=residual, meter=self.meter
+            )
             self._add_to_digest(header, out[:size])
         else:
             out = self._room(Phase.REDUCE_SCATTER, stop - start)
             nonce = next(_nonces)
-            size = self._coder.pass_on(payload, own, out, nonce=nonce, residual=residual)
+            size = self._coder.pass_on(
+                payload, own, out, nonce=nonce, residual=residual, meter=self.meter
+            )
         return self._segments(chunk.next_kind, header, out[:size])

@@ -71,4 +71,6 @@ class PackedTransfer(RingTransfer):
                 itemsize = self._wide.itemsize
             body = self._compressor.shorter(np.frombuffer(view, np.uint8), itemsize)
             view = view if body is None else memoryview(body)
+        start, stop = self.plan.segment_bounds(chunk, index)
+        self._count(kind, stop - start, len(view))
         return super()._segment(kind, chunk, index, view)

@@ -165,6 +165,8 @@ class RingTransfer:
         self._missing_count = self.plan.expected_segment_count
         self.sent_bytes = 0
         self.received_bytes = 0
+        #: What packed segments that this rank sends take, and would take as they are.
+        self._packed_bytes = self._plain_bytes = 0
 
     def allow_runs(self, bytes_max: int, stream_count: int) -> None:
         """Send adjacent segments as one, up to so many bytes, unless streams would be idle."""
@@ -180,6 +182,11 @@ class RingTransfer:
     def digest(self) -> bytes | None:
         """Of the result as it travelled, to be compared; None: nothing can have changed it."""
         return None
+
+    @property
+    def compression(self) -> float:
+        """How many times fewer bytes this rank has sent than it would unpacked."""
+        return self._plain_bytes / self._packed_bytes if self._packed_bytes else 1.0
 
     @property
     def is_done(self) -> bool:
@@ -231,6 +238,13 @@ class RingTransfer:
         )
         self.sent_bytes += size
         return Segment(header, view, self)
+
+    def _count(self, kind: SegmentKind, element_count: int, packed_bytes: int) -> None:
+        """Count a segment that was packed."""
+        is_partial = kind is SegmentKind.REDUCE_SCATTER
+        itemsize = self._wide.itemsize if is_partial else self._itemsize
+        self._plain_bytes += element_count * itemsize
+        self._packed_bytes += packed_bytes
 
     def _partial(self, start: int, stop: int) -> NDArray[Any]:
         """Memory for partial results of one segment; freed when it is sent."""

@@ -22,6 +22,7 @@ from ringhaul.quant.base import (
     quiet_arithmetic,
 )
 from ringhaul.quant.compression import Compressor, ZstdCodec
+from ringhaul.quant.error_meter import ErrorMeter
 from ringhaul.quant.feedback import ErrorFeedback, Residual
 from ringhaul.quant.plain import RawCodec
 from ringhaul.quant.registry import check_codec
@@ -108,7 +109,13 @@ class SegmentCoder:
     # -- The hops of a segment ----------------------------------------------------------------
 
     def encode_own(
-        self, own: Values, out: Buffer, *, nonce: int = 0, residual: Residual | None = None
+        self,
+        own: Values,
+        out: Buffer,
+        *,
+        nonce: int = 0,
+        residual: Residual | None = None,
+        meter: ErrorMeter | None = None,
     ) -> int:
         """The first hop: write this rank's own values as a partial result.
 
@@ -118,6 +125,7 @@ class SegmentCoder:
             nonce: a number below 2**64 that no other segment that this peer encodes has, in
                 any operation; needed by stochastic rounding only.
             residual: what error feedback carries, and where it keeps what is lost now.
+            meter: sums up what is lost now, if that is asked for.
 
         Returns:
             Bytes written, the payload to send.
@@ -130,7 +138,7 @@ class SegmentCoder:
             for index, batch, place in self._batches(Phase.REDUCE_SCATTER, own.size):
                 values = self._own_values(own, batch, residual)
                 self._encode_batch(values, target[place], batch, nonce, index)
-                self._keep_loss(values, target[place], batch, residual)
+                self._keep_loss(values, target[place], batch, residual, meter)
         return self._pack(Phase.REDUCE_SCATTER, own.size, target)
 
     def pass_on(
@@ -141,6 +149,7 @@ class SegmentCoder:
         *,
         nonce: int = 0,
         residual: Residual | None = None,
+        meter: ErrorMeter | None = None,
     ) -> int:
         """A hop of the reduce-scatter: combine a partial result with own values, encode again.
 
@@ -156,7 +165,7 @@ class SegmentCoder:
             for index, batch, place in self._batches(Phase.REDUCE_SCATTER, own.size):
                 values = self._combine_batch(plain[place], own, batch, residual)
                 self._encode_batch(values, target[place], batch, nonce, index)
-                self._keep_loss(values, target[place], batch, residual)
+                self._keep_loss(values, target[place], batch, residual, meter)
         return self._pack(Phase.REDUCE_SCATTER, own.size, target)
 
     def finish(
@@ -168,6 +177,7 @@ class SegmentCoder:
         *,
         nonce: int = 0,
         residual: Residual | None = None,
+        meter: ErrorMeter | None = None,
     ) -> int:
         """The owner's hop: the final result, encoded once, and the values of those very bytes.
 
@@ -186,7 +196,7 @@ class SegmentCoder:
                 if self._final_dtype == self._wide:
                     self._encode_batch(values, target[final_place], batch, nonce, index, final=True)
                     self._decode_batch(target[final_place], result[batch])
-                    self._keep_loss(values, target[final_place], batch, residual, final=True)
+                    self._keep_loss(values, target[final_place], batch, residual, meter, final=True)
                 else:
                     self._kernel.narrow(values, result[batch])
                     self._final_coder.encode(result[batch], target[final_place], 0)
@@ -288,18 +298,21 @@ class SegmentCoder:
         data: Bytes,
         batch: slice,
         residual: Residual | None,
+        meter: ErrorMeter | None,
         final: bool = False,
     ) -> None:
         """Keep what encoding `values` as `data` lost, in units of this rank's own values."""
-        if residual is None:
+        if residual is None and meter is None:
             return
-        loss = residual.pending[batch]
-        (self._final_coder if final else self._partial_coder).decode(data, loss)
-        np.subtract(values, loss, out=loss)
+        lost = self._decoded[: values.size] if residual is None else residual.pending[batch]
+        (self._final_coder if final else self._partial_coder).decode(data, lost)
+        np.subtract(values, lost, out=lost)
         if final and self._loss_factor != 1:
-            np.multiply(loss, self._wide.type(self._loss_factor), out=loss)
+            np.multiply(lost, self._wide.type(self._loss_factor), out=lost)
         # Infinity, which 16-bit codecs carry, less itself: nothing that could be made good.
-        np.copyto(loss, 0.0, where=~np.isfinite(loss))
+        np.copyto(lost, 0.0, where=~np.isfinite(lost))
+        if meter is not None:
+            meter.add(lost, self._loss_factor)
 
     # -- Compression --------------------------------------------------------------------------
 
