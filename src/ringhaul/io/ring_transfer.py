@@ -102,6 +102,8 @@ class RingTransfer:
     #: Whether adjacent segments may travel as one: not where each is packed by itself.
     may_run: ClassVar[bool] = True
     _run_segments = 1
+    #: What packed segments that this rank sends take, and would take as they are.
+    _packed_bytes = _plain_bytes = 0
     #: The last segment that was asked for: it is, several times in a row.
     _header: SegmentHeader | None = None
     _found: Found | None = None
@@ -165,8 +167,6 @@ class RingTransfer:
         self._missing_count = self.plan.expected_segment_count
         self.sent_bytes = 0
         self.received_bytes = 0
-        #: What packed segments that this rank sends take, and would take as they are.
-        self._packed_bytes = self._plain_bytes = 0
 
     def allow_runs(self, bytes_max: int, stream_count: int) -> None:
         """Send adjacent segments as one, up to so many bytes, unless streams would be idle."""
