@@ -29,6 +29,8 @@ from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged, togeth
 
 Array = NDArray[Any]
 Members = Cluster[Communicator]
+#: Python 3.12 and later say that a fork beside threads may hang: here it is meant.
+QUIET_FORK = ("-W", "ignore:This process:DeprecationWarning")
 
 
 def connect_as(world_size: int) -> Callable[[str], Communicator]:
@@ -279,7 +281,7 @@ def test_exit_with_works_in_flight_ends_their_waits_quietly(cluster: Members) ->
 def start(cluster: Members, script: str) -> subprocess.Popen[str]:
     prelude = "import os, sys, threading\nimport numpy, ringhaul\n"
     return subprocess.Popen(
-        [sys.executable, "-c", prelude + textwrap.dedent(script), cluster.address],
+        [sys.executable, *QUIET_FORK, "-c", prelude + textwrap.dedent(script), cluster.address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

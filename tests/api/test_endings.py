@@ -27,6 +27,8 @@ from ringhaul.core.peer import model
 from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged, together
 
 Members = Cluster[Communicator]
+#: Python 3.12 and later say that a fork beside threads may hang: here it is meant.
+QUIET_FORK = ("-W", "ignore:This process:DeprecationWarning")
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ class Script:
     def __init__(self, cluster: Members, text: str) -> None:
         prelude = "import atexit, os, signal, sys, threading, time\nimport numpy, ringhaul\n"
         self.child = subprocess.Popen(
-            [sys.executable, "-c", prelude + textwrap.dedent(text), cluster.address],
+            [sys.executable, *QUIET_FORK, "-c", prelude + textwrap.dedent(text), cluster.address],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
