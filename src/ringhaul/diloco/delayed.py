@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ringhaul.diloco.exact import norm
+from ringhaul.diloco.gradients import subtract
 from ringhaul.diloco.loop import OuterLoop, Params, Task
 from ringhaul.diloco.members import Collectives
 from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov
@@ -134,7 +135,7 @@ class DelayedDiLoCo(OuterLoop):
             np.divide(gradient, gradient.dtype.type(divisor), out=gradient)
         before = self._run.outer[self._layout.parts[fragment]].copy()
         super()._step_along(fragment, gradient, length)
-        np.subtract(before, self._run.outer[self._layout.parts[fragment]], out=before)
+        subtract(before, self._run.outer[self._layout.parts[fragment]], out=before)
         self._run.moved[fragment] = norm(before)
 
     def _choose_start(self) -> None:
@@ -142,11 +143,11 @@ class DelayedDiLoCo(OuterLoop):
         if self._start is None:
             return
         np.copyto(self._start, self._run.outer)
-        if self._rejected:
+        if self._slot.rejected:
             self._own_buffers = self.optimizer.make_buffers(self._start)
             return
         # the total weight of this round is not known yet: as in the one before
-        total = self._newest[2].scale or self._captured[0].scale * self._comm.world_size
+        total = self._slot.average.scale or self._captured[0].scale * self._comm.world_size
         share = np.divide(self._pseudo_gradient, self._start.dtype.type(total or 1.0))
         self._optimize(0, self._start, share, self._own_buffers)
 

@@ -29,13 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul.arguments import parse_inner_steps
-from ringhaul.diloco.averaging import NO_AVERAGE, NOTHING, Average, Contribution, Flight
+from ringhaul.diloco.averaging import NOTHING, Average, Contribution, Flight
 from ringhaul.diloco.exact import norm
+from ringhaul.diloco.gradients import clear_unfit, is_finite, subtract, unfit_name
 from ringhaul.diloco.members import Collectives
 from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov
 from ringhaul.diloco.parameters import Layout, ParameterStore, store_of
 from ringhaul.diloco.results import RoundInfo
 from ringhaul.diloco.run_state import RunState, RunView
+from ringhaul.diloco.slot import Slot
 from ringhaul.errors import CollectiveAborted
 from ringhaul.quant import Codec, find_codec
 
@@ -94,7 +96,7 @@ class OuterLoop(RunView):
         self._run.sync_if_due()
         self._target = self.position
         self._step_began_at = self._clock()
-        self._begin_slot()
+        self._slot = Slot(began_at=self._step_began_at)
         self._load_all()
         self._post_marked()
 
@@ -128,8 +130,8 @@ class OuterLoop(RunView):
         if not self._agenda:
             if not (math.isfinite(weight) and weight > 0.0):
                 raise ValueError(f"weight is {weight}; it has to be finite and above 0")
-            self._slot_steps += 1
-            self._slot_weight += weight
+            self._slot.inner_steps += 1
+            self._slot.weight += weight
             self._fragment_weights += weight
             boundary = self._next_boundary(self.position)
             self._target = boundary if self._is_time_up() else min(self.position + 1, boundary)
@@ -165,7 +167,7 @@ class OuterLoop(RunView):
         if self.max_seconds_per_round is None:
             return False
         slot_s = self.max_seconds_per_round / self._layout.fragment_count
-        return self._clock() - self._slot_began_at >= slot_s
+        return self._clock() - self._slot.began_at >= slot_s
 
     # -- the schedule: what differs -----------------------------------------------------------
 
@@ -226,21 +228,31 @@ class OuterLoop(RunView):
             reference = reference.copy()
             self._store.round(names, reference)
         scale = float(self._fragment_weights[fragment]) / self.inner_steps
-        with np.errstate(all="ignore"):
-            np.subtract(reference, values, out=values)
-            if scale != 1.0:
+        subtract(reference, values, out=values)
+        if scale != 1.0:
+            with np.errstate(all="ignore"):
                 np.multiply(values, scale, out=values)
-            is_sound = math.isfinite(float(np.dot(values, values)))
-        contribution = Contribution(
-            scale=scale, weight=self._slot_weight, inner_steps=self._slot_steps
-        )
-        if not is_sound:
-            logger.warning("the parameters are not finite: this peer gives nothing this round")
+        slot = self._slot
+        contribution = Contribution(scale=scale, weight=slot.weight, inner_steps=slot.inner_steps)
+        if not self._is_sound(fragment, values):
             values[:] = 0.0
             contribution = NOTHING
-            self._rejected = True
+            slot.rejected = True
         self._captured[fragment] = contribution
         self._fragment_weights[fragment] = 0.0
+
+    def _is_sound(self, fragment: int, values: FloatArray) -> bool:
+        """May these pseudo-gradients be given to the others? Entries of running means may not."""
+        if is_finite(values):
+            return True
+        name = unfit_name(self._layout, fragment, self._pseudo_gradient)
+        stepped_count = self._layout.stepped_counts[fragment]
+        if not is_finite(values[:stepped_count]):
+            logger.warning("%r is not finite: this peer gives nothing this round", name)
+            return False
+        if clear_unfit(values[stepped_count:]):
+            logger.warning("%r is not finite: it stays as it is in the run", name)
+        return True
 
     def _post(self, fragment: int) -> None:
         """Send what was captured on its way."""
@@ -281,7 +293,7 @@ class OuterLoop(RunView):
             else:
                 del self._flights[fragment]
                 self._arrived[fragment] = (flight.contribution, average)
-        self._wait_s += self._clock() - began_at
+        self._slot.wait_s += self._clock() - began_at
 
     def _apply(self, fragment: int) -> None:
         """Step along the average of `fragment`, if it is here."""
@@ -299,7 +311,8 @@ class OuterLoop(RunView):
             self._run.inner_steps += average.inner_steps
             self._run.weight += average.weight
             self._on_outer_step(fragment)
-        self._newest = (fragment, contribution, average, length)
+        self._slot.fragment, self._slot.length = fragment, length
+        self._slot.contribution, self._slot.average = contribution, average
 
     def _settle(self, fragment: int) -> None:
         self._wait(fragment)
@@ -321,7 +334,7 @@ class OuterLoop(RunView):
             self._run.posted_at[list(marked)] = self.position
             if not self._run.admitting[0]:
                 return
-        self._has_admitted |= self._run.admit(is_planned=True)
+        self._slot.has_admitted |= self._run.admit(is_planned=True)
 
     def _regroup_if_due(self) -> None:
         """Members were too few (`min_world_size`): wait in `admit`, sync, post again.
@@ -347,7 +360,7 @@ class OuterLoop(RunView):
         position = self.position
         self._run.position[0] = position - 1
         try:
-            self._has_admitted |= self._run.admit(is_planned=False)
+            self._slot.has_admitted |= self._run.admit(is_planned=False)
         finally:
             self._run.position[0] = position
         self._regroup_due = False
@@ -365,35 +378,8 @@ class OuterLoop(RunView):
         for fragment in range(self._layout.fragment_count):
             self._load(fragment)
 
-    def _begin_slot(self) -> None:
-        self._slot_steps = 0
-        self._slot_weight = 0.0
-        self._slot_began_at = self._clock()
-        self._wait_s = 0.0
-        self._has_admitted = self._rejected = False
-        self._newest = (0, NOTHING, NO_AVERAGE, 0.0)
-
     def _end_slot(self) -> None:
         """The end of a round: say how it went."""
-        fragment, contribution, average, length = self._newest
-        self._info = RoundInfo(
-            round=self.round,
-            position=self.position,
-            fragment=fragment,
-            contributors=average.contributors,
-            world_size=len(average.contributors),
-            counted=average.counted,
-            inner_steps=average.inner_steps,
-            weight=average.weight,
-            own_share=contribution.scale / average.scale if average.scale else 0.0,
-            rejected=self._rejected,
-            attempts=average.attempts,
-            admitted=self._has_admitted,
-            gradient_norm=length,
-            sent_bytes=average.sent_bytes,
-            received_bytes=average.received_bytes,
-            reduce_s=average.duration_s,
-            wait_s=self._wait_s,
-            duration_s=self._clock() - self._step_began_at,
-        )
-        self._begin_slot()
+        now = self._clock()
+        self._info = self._slot.info(self.round, self.position, now - self._step_began_at)
+        self._slot = Slot(began_at=now)

@@ -118,7 +118,7 @@ class SGD:
         """
         scratch = np.empty(min(values.size, BLOCK_COUNT), values.dtype)
         buffer = buffers.get("momentum")
-        for block in _blocks(values.size):
+        for block in blocks(values.size):
             direction = scratch[: block.stop - block.start]
             if buffer is None:
                 np.multiply(gradient[block], self.lr, out=direction)
@@ -214,7 +214,7 @@ class AdamW:
         keep = 1.0 - self.lr * self.weight_decay
         scratch = np.empty(min(values.size, BLOCK_COUNT), values.dtype)
         denominators = np.empty_like(scratch)
-        for block in _blocks(values.size):
+        for block in blocks(values.size):
             part, mean, square = gradient[block], buffers["mean"][block], buffers["square"][block]
             move = scratch[: block.stop - block.start]
             denominator = denominators[: block.stop - block.start]
@@ -260,7 +260,8 @@ def make_optimizer(state: Mapping[str, Any]) -> SGD | AdamW:
     raise ValueError(f'the kind of an outer optimizer is "sgd" or "adamw", not {kind!r}')
 
 
-def _blocks(count: int) -> list[slice]:
+def blocks(count: int) -> list[slice]:
+    """Cut `count` elements into parts of at most `BLOCK_COUNT`."""
     return [slice(start, min(start + BLOCK_COUNT, count)) for start in range(0, count, BLOCK_COUNT)]
 
 

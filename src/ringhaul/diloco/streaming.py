@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ringhaul.diloco.gradients import clear_unfit, subtract
 from ringhaul.diloco.loop import OuterLoop, Params, Task
 from ringhaul.diloco.members import Collectives
 from ringhaul.diloco.outer import OuterOptimizer
@@ -129,7 +130,7 @@ class StreamingDiLoCo(OuterLoop):
         return [*tasks, self._end_slot]
 
     def _load_if_rejected(self) -> None:
-        if self._rejected:
+        if self._slot.rejected:
             self._load_all()
 
     def _on_outer_step(self, fragment: int) -> None:
@@ -140,7 +141,8 @@ class StreamingDiLoCo(OuterLoop):
         names, part = self._layout.names[fragment], self._layout.parts[fragment]
         mixed = self._average[part]  # no longer needed
         self._store.read(names, mixed)
-        np.subtract(mixed, self._run.outer[part], out=mixed)
+        subtract(mixed, self._run.outer[part], out=mixed)
+        clear_unfit(mixed[self._layout.stepped_counts[fragment] :])
         np.multiply(mixed, self.mixing, out=mixed)
         np.add(mixed, self._run.outer[part], out=mixed)
         self._store.write(names, mixed)
