@@ -255,20 +255,20 @@ class OuterLoop(RunView):
         return True
 
     def _post(self, fragment: int) -> None:
-        """Send what was captured on its way."""
-        part = self._layout.parts[fragment]
-        flight = Flight(
-            self._comm,
-            self._pseudo_gradient[part],
-            self._average[part],
-            self._captured[fragment],
-            codec=self._codec,
-            tag=f"diloco/{fragment}",
-            timeout_s=self._timeout_s,
-        )
-        flight.post()
-        self._flights[fragment] = flight
-        del self._captured[fragment]
+        """Send what was captured on its way; once, also if an earlier call has begun it."""
+        if fragment in self._captured:
+            part = self._layout.parts[fragment]
+            self._flights[fragment] = Flight(
+                self._comm,
+                self._pseudo_gradient[part],
+                self._average[part],
+                self._captured[fragment],
+                codec=self._codec,
+                tag=f"diloco/{fragment}",
+                timeout_s=self._timeout_s,
+            )
+            del self._captured[fragment]
+        self._flights[fragment].post()
 
     def _post_marked(self) -> None:
         """A newcomer takes part in what the members post after its sync, with nothing in it."""
