@@ -208,6 +208,58 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         ringhaul_torch.ModuleStore(model)
 
 
+def load_assigned(model: Any) -> None:  # noqa: ANN401
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(kept, assign=True)
+
+
+def replace_weight(model: Any) -> None:  # noqa: ANN401
+    model.weight = nn.Parameter(model.weight.detach().clone())
+
+
+def remove_weight(model: Any) -> None:  # noqa: ANN401
+    del model.weight
+
+
+def remove_mean(model: Any) -> None:  # noqa: ANN401
+    del model.mean
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (load_assigned, "'weight' was replaced"),
+        (replace_weight, "'weight' was replaced"),
+        (remove_mean, "'buffer:mean' was replaced"),
+        (remove_weight, "'weight' was replaced"),
+        (lambda model: model.double(), "'weight' became torch.float64; the run has torch.float32"),
+        (lambda model: model.half(), "'weight' became torch.float16"),
+    ],
+)
+def test_a_tensor_that_is_replaced_or_converted_is_refused(change: Any, message: str) -> None:  # noqa: ANN401
+    model = Scale(10.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    outer = ringhaul_torch.DiLoCo(model, optimizer, alone(), 1)
+    outer.step()
+    change(model)
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        outer.step()
+
+
+def test_what_is_changed_in_place_or_in_its_storage_is_not_replaced() -> None:
+    model = Scale(10.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    outer = ringhaul_torch.DiLoCo(model, optimizer, alone(), 1, outer_optimizer=SGD(1.0))
+    model.load_state_dict({**model.state_dict(), "weight": torch.tensor([7.0])})
+    model.weight.data = model.weight.data - 1.0
+    model.mean = model.mean * 0.5  # as many modules write their running means
+    outer.step()
+
+    assert model.weight.item() == outer.state.arrays["outer/weight"][0] == 6.0
+    assert model.mean.item() == outer.state.arrays["outer/buffer:mean"][0] == 5.0
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("loop", ["DiLoCo", "DelayedDiLoCo", "StreamingDiLoCo"])
 def test_on_cuda_the_same_comes_out_as_on_the_cpu(loop: str) -> None:

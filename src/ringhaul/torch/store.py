@@ -24,12 +24,14 @@ class ModuleStore:
 
     Takes part: every parameter that requires a gradient, tied ones once; and, if `buffers`,
     every persistent buffer of a floating dtype (running means), which is averaged and not
-    stepped along. Counters and frozen parameters are each peer's own: they have to be the
-    same from the beginning.
+    stepped along; entries of it that are not finite stay as they are in the run. Counters and
+    frozen parameters are each peer's own: they have to be the same from the beginning.
 
     Args:
-        module: its tensors stay where they are; they are changed in place. Their storage may
-            not be replaced later (`module.to` after this is refused by the next copy).
+        module: its tensors stay where they are; they are changed in place. No parameter may be
+            replaced later (`load_state_dict(assign=True)`, `m.weight = nn.Parameter(...)`), and
+            none converted (`module.half()`) or moved to a CUDA device: the next copy refuses
+            it. Buffers may be replaced, by some of the same shape and dtype.
         buffers: average floating buffers too.
 
     Raises:
@@ -38,6 +40,7 @@ class ModuleStore:
     """
 
     def __init__(self, module: nn.Module, *, buffers: bool = True) -> None:
+        self._module = module
         self._tensors: dict[str, torch.Tensor] = {
             name: parameter
             for name, parameter in module.named_parameters()
@@ -52,7 +55,8 @@ class ModuleStore:
                 raise TypeError(f"{name!r} is {tensor.dtype}, {tensor.layout}: not a dense float")
             if hasattr(tensor, "to_local"):
                 raise TypeError(f"{name!r} is sharded: pass the local shards as arrays")
-        dtypes = {tensor.dtype for tensor in self._tensors.values()}
+        self._dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
+        dtypes = set(self._dtypes.values())
         is_double = dtypes == {torch.float64}
         self._dtype: np.dtype[np.floating] = np.dtype(np.float64 if is_double else np.float32)
         self._host = torch.float64 if is_double else torch.float32
@@ -145,16 +149,33 @@ class ModuleStore:
         self, names: Sequence[str], flat: FloatArray
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         host = torch.from_numpy(flat)
+        present: dict[str, torch.Tensor] = dict(self._module.named_parameters())
+        if self._averaged:
+            named = self._module.named_buffers()
+            present.update((BUFFER_PREFIX + name, buffer) for name, buffer in named)
         start = 0
         for name in names:
-            tensor, shape = self._tensors[name], self._shapes[name]
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name!r} became {tuple(tensor.shape)}; the run has {shape}")
-            if tensor.device.type == "cuda" and tensor.device not in self._streams:
-                raise ValueError(f"{name!r} was moved to {tensor.device} after the loop was made")
+            shape = self._shapes[name]
+            tensor = self._checked(name, present.get(name))
             stop = start + element_count(shape)
             yield tensor.detach(), host[start:stop].view(shape)
             start = stop
+
+    def _checked(self, name: str, present: torch.Tensor | None) -> torch.Tensor:
+        """The tensor, if it still is what the run is about and what the module computes with."""
+        tensor, shape, dtype = self._tensors[name], self._shapes[name], self._dtypes[name]
+        if present is None or not (present is tensor or name in self._averaged):
+            raise ValueError(
+                f"{name!r} was replaced after the loop was made, which knows the old tensor only, "
+                "as the optimizer does: copy values into it in place, or make both anew"
+            )
+        if present.dtype is not dtype:
+            raise TypeError(f"{name!r} became {present.dtype}; the run has {dtype}")
+        if tuple(present.shape) != shape:
+            raise ValueError(f"{name!r} became {tuple(present.shape)}; the run has {shape}")
+        if present.device.type == "cuda" and present.device not in self._streams:
+            raise ValueError(f"{name!r} was moved to {present.device} after the loop was made")
+        return present
 
 
 def _floating_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
