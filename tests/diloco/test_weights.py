@@ -184,6 +184,26 @@ def test_a_weight_is_finite_and_above_0(weight: float) -> None:
         outer.step(weight)
 
 
+@pytest.mark.parametrize("weight", ["5", None, [1.0]])
+def test_a_weight_is_a_number(weight: object) -> None:
+    outer = DiLoCo(MeetingComm(MeetingGroup(["a"]), "a"), one(1.0), 1)
+
+    with pytest.raises(TypeError, match="weight is a number"):
+        outer.step(weight)  # type: ignore[arg-type]
+
+
+def test_a_weight_that_is_refused_is_not_counted_and_others_add_up_in_float64() -> None:
+    outer = DiLoCo(MeetingComm(MeetingGroup(["a"]), "a"), one(1.0), 2)
+    many = np.float32(2**24)
+    outer.step(many)
+    with pytest.raises(ValueError, match="weight"):
+        outer.step(np.float32(np.nan))
+    info = outer.step(np.ones((), np.float32))
+
+    assert info is not None
+    assert (info.inner_steps, info.weight, type(info.weight)) == (2, 2.0**24 + 1.0, float)
+
+
 def test_a_time_limit_is_above_0() -> None:
     with pytest.raises(ValueError, match="max_seconds_per_round"):
         DiLoCo(MeetingComm(MeetingGroup(["a"]), "a"), one(1.0), 1, max_seconds_per_round=0.0)

@@ -187,6 +187,17 @@ def test_a_checkpoint_is_of_plain_tensors_and_goes_on(tmp_path: Path) -> None:
     )
 
 
+def test_a_weight_may_be_a_tensor_of_one_element() -> None:
+    model = Scale(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    outer = ringhaul_torch.DiLoCo(model, optimizer, alone(), 2)
+    outer.step(torch.tensor(5))
+    info = outer.step(torch.tensor(2.5))
+
+    assert info is not None
+    assert (info.inner_steps, info.weight) == (2, 7.5)
+
+
 def test_the_variables_of_torchrun_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "192.0.2.1"}.items():
         monkeypatch.setenv(name, value)

@@ -20,10 +20,9 @@ goes on there, so nothing is done twice or left out.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov
 from ringhaul.diloco.parameters import Layout, ParameterStore, store_of
 from ringhaul.diloco.results import RoundInfo
 from ringhaul.diloco.run_state import RunState, RunView
-from ringhaul.diloco.slot import Slot
+from ringhaul.diloco.slot import Slot, parse_weight
 from ringhaul.errors import CollectiveAborted
 from ringhaul.quant import Codec, find_codec
 
@@ -110,12 +109,13 @@ class OuterLoop(RunView):
         """
         return {**self._run.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def step(self, weight: float = 1.0) -> RoundInfo | None:
+    def step(self, weight: SupportsFloat = 1.0) -> RoundInfo | None:
         """Count one inner step; at the end of a round do what all members do then.
 
         Args:
             weight: what this inner step counts in the average: the tokens of its batch, say.
-                Finite and above 0. Codec "fp16" overflows at 65504: use thousands of tokens.
+                A number, NumPy's or a tensor of one element too, finite and above 0. Codec
+                "fp16" overflows at 65504: use thousands of tokens.
 
         Returns:
             None within a round; at its end what happened.
@@ -128,13 +128,13 @@ class OuterLoop(RunView):
         """
         self._step_began_at = self._clock()
         if not self._agenda:
-            if not (math.isfinite(weight) and weight > 0.0):
-                raise ValueError(f"weight is {weight}; it has to be finite and above 0")
-            self._slot.inner_steps += 1
-            self._slot.weight += weight
-            self._fragment_weights += weight
+            counted = parse_weight(weight)
             boundary = self._next_boundary(self.position)
-            self._target = boundary if self._is_time_up() else min(self.position + 1, boundary)
+            target = boundary if self._is_time_up() else min(self.position + 1, boundary)
+            self._slot.inner_steps += 1
+            self._slot.weight += counted
+            self._fragment_weights += counted
+            self._target = target
         while self._agenda or self.position < self._target:
             if not self._agenda:
                 event = self._next_event(self.position)

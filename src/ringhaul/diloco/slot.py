@@ -1,6 +1,8 @@
 """What one round has come to so far on this peer; at its end, the report."""
 
+import math
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 from ringhaul.diloco.averaging import NO_AVERAGE, NOTHING, Average, Contribution
 from ringhaul.diloco.results import RoundInfo
@@ -47,3 +49,18 @@ class Slot:
             wait_s=self.wait_s,
             duration_s=duration_s,
         )
+
+
+def parse_weight(weight: SupportsFloat) -> float:
+    """The weight of one inner step, in float64 whatever it was counted in.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite and above 0.
+    """
+    if not hasattr(weight, "__float__"):
+        raise TypeError(f"weight is a number, not {weight!r:.80}")
+    number = float(weight)
+    if not (math.isfinite(number) and number > 0.0):
+        raise ValueError(f"weight is {number}; it has to be finite and above 0")
+    return number

@@ -6,7 +6,7 @@ Decides how an inner step is noticed and what is in a checkpoint; everything els
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, SupportsFloat
 
 from torch.optim import Optimizer
 
@@ -38,13 +38,13 @@ class TorchLoop(OuterLoop):
             the program itself may be made there.
     """
 
-    weight: float = 1.0
+    weight: SupportsFloat = 1.0
     last: RoundInfo | None = None
     on_round: Callable[[RoundInfo], None] | None = None
     inner: Optimizer
     _hook: _Hook | None = None
 
-    def step(self, weight: float | None = None) -> RoundInfo | None:
+    def step(self, weight: SupportsFloat | None = None) -> RoundInfo | None:
         """Count one inner step; as `ringhaul.diloco.DiLoCo.step`.
 
         Not needed in a `with` block: there `optimizer.step()` is enough.
