@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ringhaul.diloco.members import Collectives, InFlight, ReduceResult
 from ringhaul.diloco.outer import FloatArray
-from ringhaul.errors import RinghaulError
+from ringhaul.errors import CodecError, RinghaulError
 from ringhaul.quant import Codec
 
 #: What a tally sums: the weight of the average, the weight as the caller gave it, inner steps,
@@ -79,7 +79,8 @@ class Flight:
 
     Args:
         comm: where they travel.
-        values: shape (n,), this peer's pseudo-gradient, times its scale; only read.
+        values: shape (n,), this peer's pseudo-gradient, times its scale; read, and set to 0
+            if no codec can carry it (`leave_out`).
         average: shape and dtype of `values`; gets the average.
         contribution: this peer's weights.
         codec: of the pseudo-gradients.
@@ -111,6 +112,8 @@ class Flight:
         self._bulk_work: InFlight | None = None
         #: Of every work that was committed, for the bytes.
         self._committed: dict[InFlight, ReduceResult] = {}
+        #: Who gives nothing any more; the same on all members that have posted as often.
+        self._left_out: set[str] = set()
 
     def post(self) -> None:
         """Begin both, or what of them an error has ended. Does not wait."""
@@ -163,6 +166,25 @@ class Flight:
             sent_bytes=sum(info.sent_bytes for info in self._committed.values()),
             received_bytes=sum(info.received_bytes for info in self._committed.values()),
         )
+
+    def leave_out(self, error: CodecError, own_id: str) -> bool:
+        """After that error of `wait`: whom it names gives nothing when it is posted again.
+
+        Returns:
+            Is it this peer?
+
+        Raises:
+            CodecError: nobody new is named, so that posting again would bring it again.
+        """
+        named = set(error.peers) - self._left_out
+        if not named:
+            raise error
+        if own_id in named:
+            self._values[:] = 0.0
+            self.contribution = NOTHING
+            self._tally = NOTHING.tally()
+        self._left_out |= named
+        return own_id in named
 
     def _wait_both(self) -> tuple[ReduceResult, ReduceResult]:
         """Both results; after an error neither is in flight."""

@@ -37,7 +37,7 @@ from ringhaul.diloco.parameters import Layout, ParameterStore, store_of
 from ringhaul.diloco.results import RoundInfo
 from ringhaul.diloco.run_state import RunState, RunView
 from ringhaul.diloco.slot import Slot, parse_weight
-from ringhaul.errors import CollectiveAborted
+from ringhaul.errors import CodecError, CollectiveAborted
 from ringhaul.quant import Codec, find_codec
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ class OuterLoop(RunView):
         if not self._is_sound(fragment, values):
             values[:] = 0.0
             contribution = NOTHING
-            slot.rejected = True
+            self._reject()
         self._captured[fragment] = contribution
         self._fragment_weights[fragment] = 0.0
 
@@ -290,10 +290,22 @@ class OuterLoop(RunView):
                 average = flight.wait()
             except CollectiveAborted:
                 self._regroup_due = True
+            except CodecError as error:
+                self._leave_out(flight, error)
             else:
                 del self._flights[fragment]
                 self._arrived[fragment] = (flight.contribution, average)
         self._slot.wait_s += self._clock() - began_at
+
+    def _leave_out(self, flight: Flight, error: CodecError) -> None:
+        """The codec cannot carry what some peer gives: it gives nothing, and all post again."""
+        if flight.leave_out(error, self._comm.peer_id):
+            logger.warning("this peer gives nothing this round: %s", error)
+            self._reject()
+
+    def _reject(self) -> None:
+        """What this peer has learned may not be given to the others."""
+        self._slot.rejected = True
 
     def _apply(self, fragment: int) -> None:
         """Step along the average of `fragment`, if it is here."""
@@ -352,6 +364,9 @@ class OuterLoop(RunView):
             try:
                 average = flight.wait()
             except CollectiveAborted:
+                continue
+            except CodecError as error:
+                self._leave_out(flight, error)
                 continue
             del self._flights[fragment]
             self._arrived[fragment] = (flight.contribution, average)

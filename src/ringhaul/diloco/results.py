@@ -29,7 +29,8 @@ class RoundInfo:
     weight: float
     #: What this peer had of the weights in the average, 0 to 1.
     own_share: float
-    #: This peer's parameters were not finite: it gave nothing, and got the outer ones back.
+    #: This peer's parameters were not finite, or had moved farther than the codec carries: it
+    #: gave nothing, and got the outer ones back.
     #: Its inner optimizer may have to be reset.
     rejected: bool
     #: Runs of the all-reduce: more than one if members were lost meanwhile.

@@ -8,6 +8,7 @@ and is let in where a fragment is posted, after all that was in flight has been 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,8 @@ class StreamingDiLoCo(OuterLoop):
         self.mixing = mixing
         #: Where in `inner_steps` positions each fragment is posted; 1 to `inner_steps`.
         self._offsets = [(index + 1) * inner_steps // count for index in range(count)]
+        #: This peer has given nothing, and has not got the outer parameters back.
+        self._load_due = False
         super().__init__(
             comm,
             store,
@@ -110,28 +113,33 @@ class StreamingDiLoCo(OuterLoop):
 
     def _tasks(self) -> list[Task]:
         position = self.position
-        tasks: list[Task] = [
-            lambda fragment=fragment: self._settle(fragment)  # type: ignore[misc]
-            for fragment in sorted(self._flights, key=self._posting_order)
-            if self._due_at(fragment) <= position
-        ]
+        tasks: list[Task] = []
+        for fragment in sorted(self._flights, key=self._posting_order):
+            if self._due_at(fragment) <= position:
+                tasks += [partial(self._settle, fragment), self._load_if_rejected]
         offset = (position - 1) % self.inner_steps + 1
         if offset not in self._offsets:
             return tasks
         fragment = self._offsets.index(offset)
         tasks += [
-            lambda: self._admit([fragment]),
-            lambda: self._capture(fragment),
+            partial(self._admit, [fragment]),
+            partial(self._capture, fragment),
             self._load_if_rejected,
-            lambda: self._post(fragment),
+            partial(self._post, fragment),
         ]
         if self.overlap == 0:
-            tasks.append(lambda: self._settle(fragment))
+            tasks += [partial(self._settle, fragment), self._load_if_rejected]
         return [*tasks, self._end_slot]
 
+    def _reject(self) -> None:
+        super()._reject()
+        self._load_due = True
+
     def _load_if_rejected(self) -> None:
-        if self._slot.rejected:
+        """Inner parameters := outer parameters, after this peer gave nothing."""
+        if self._load_due:
             self._load_all()
+            self._load_due = False
 
     def _on_outer_step(self, fragment: int) -> None:
         """Mix the new outer parameters into the inner ones."""

@@ -194,6 +194,11 @@ class MeetingComm:
     tallies: list["MeetingWork"] = field(default_factory=list)
 
     @property
+    def peer_id(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
     def world_size(self) -> int:
         """How many meet."""
         return len(self.group.names)
