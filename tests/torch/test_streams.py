@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ringhaul import CodecError
 from ringhaul.diloco import SGD
 from ringhaul.testing.meetings import MeetingComm, MeetingGroup
 
@@ -189,6 +190,22 @@ def test_an_all_reduce_waits_for_the_copies_both_ways(device: LateDevice) -> Non
     assert seen == [[2.0, 2.0], [0.0, 1.0, 2.0]]
     assert [first.tolist(), second.tolist()] == [[4.0, 4.0], [0.0, 2.0, 4.0]]
     assert device.pinned_counts == [2, 3]
+
+
+def test_after_an_error_what_is_reduced_is_on_the_device(device: LateDevice) -> None:
+    class Partial:
+        def all_reduce_many(self, hosts: list[Any], *_: object, **__: object) -> None:
+            for host in hosts:
+                host.mul_(2)
+            error = CodecError("unfit")
+            error.infos = ["reduced", None]
+            raise error
+
+    first, second = device.place(torch.ones(2)), device.place(torch.arange(3.0))
+    with device, pytest.raises(CodecError):
+        ringhaul_torch.all_reduce(Partial(), [first, second])  # type: ignore[arg-type]
+
+    assert [first.tolist(), second.tolist()] == [[2.0, 2.0], [0.0, 1.0, 2.0]]
 
 
 def test_the_device_is_late() -> None:
