@@ -219,3 +219,29 @@ def test_the_norm_adds_halves_in_float64() -> None:
 def test_a_power_is_a_product(exponent: int) -> None:
     assert power(2.0, exponent) == 2.0**exponent
     assert power(0.999, exponent) == pytest.approx(0.999**exponent, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (
+            SGD(np.float64(0.5), np.float32(0.75), np.bool_(True), np.float64(2.0)),  # type: ignore[arg-type]
+            SGD(0.5, 0.75, True, 2.0),
+        ),
+        (
+            AdamW(np.float64(0.5), np.array([0.5, 0.75]), np.float32(0.25), 0),  # type: ignore[arg-type]
+            AdamW(0.5, (0.5, 0.75), 0.25, 0.0),
+        ),
+        (nesterov(1, 0.5), nesterov(1.0, 0.5)),
+    ],
+)
+def test_settings_in_numpy_or_whole_numbers_are_kept_as_plain_ones(
+    given: SGD | AdamW, plain: SGD | AdamW
+) -> None:
+    assert given == plain
+    kept, wanted = given.state_dict(), plain.state_dict()
+    assert {name: type(value) for name, value in kept.items()} == {
+        name: type(value) for name, value in wanted.items()
+    }
+    assert json.loads(json.dumps(kept)) == wanted
+    assert make_optimizer(kept) == plain

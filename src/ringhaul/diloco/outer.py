@@ -91,6 +91,9 @@ class SGD:
             raise ValueError("Nesterov and momentum_clip need a momentum")
         if self.momentum_clip is not None and not self.momentum_clip > 0.0:
             raise ValueError(f"momentum_clip is {self.momentum_clip}; it has to be above 0")
+        clip = None if self.momentum_clip is None else float(self.momentum_clip)
+        _set_plain(self, lr=float(self.lr), momentum=float(self.momentum), momentum_clip=clip)
+        _set_plain(self, nesterov=bool(self.nesterov))
 
     @property
     def is_linear(self) -> bool:
@@ -182,6 +185,9 @@ class AdamW:
             raise ValueError(f"eps is {self.eps}; it has to be above 0")
         if not self.weight_decay >= 0.0:
             raise ValueError(f"weight_decay is {self.weight_decay}; it has to be 0 or more")
+        mean, square = self.betas
+        _set_plain(self, lr=float(self.lr), betas=(float(mean), float(square)))
+        _set_plain(self, eps=float(self.eps), weight_decay=float(self.weight_decay))
 
     @property
     def is_linear(self) -> bool:
@@ -268,3 +274,9 @@ def blocks(count: int) -> list[slice]:
 def _check_rate(lr: float) -> None:
     if not lr >= 0.0:
         raise ValueError(f"lr is {lr}; it has to be 0 or more")
+
+
+def _set_plain(optimizer: object, **settings: object) -> None:
+    """Settings as plain values: NumPy's would go into checkpoints, and into the dtype of a step."""
+    for name, value in settings.items():
+        object.__setattr__(optimizer, name, value)
