@@ -171,6 +171,30 @@ def test_who_is_lost_in_flight_is_left_out_by_hand() -> None:
     assert outers == {"a": (6.0, 6.0)}
 
 
+def test_who_is_rejected_counts_only_the_steps_made_since_in_every_fragment() -> None:
+    group = MeetingGroup(["a", "b"])
+    infos: dict[str, list[RoundInfo]] = {"a": [], "b": []}
+    outers: dict[str, tuple[float, float]] = {}
+
+    def train(name: str) -> None:
+        peer = Peer(group, name, inner_steps=8)
+        for number in range(8):
+            if (name, number) == ("b", 3):
+                peer.params["w0"][0] = np.nan
+            info = peer.go(-1.0)
+            infos[name] += [] if info is None else [info]
+        outers[name] = peer.outer_values
+
+    meet(lambda: train("a"), lambda: train("b"))
+
+    first, second = infos["b"]
+    assert (first.rejected, first.counted, first.own_share) == (True, 1, 0.0)
+    # a: 8 in 8 steps; b: 4 in the 4 since it got the outer parameters
+    assert (second.rejected, second.counted) == (False, 2)
+    assert second.own_share == pytest.approx(1 / 3)
+    assert outers["a"] == outers["b"] == pytest.approx((6.0, 10.0 - (8 * 1 + 4 * 0.5) / 1.5))
+
+
 def test_a_slow_peer_leaves_out_inner_steps_and_keeps_the_schedule() -> None:
     now = [0.0]
     group = MeetingGroup(["a"])

@@ -139,6 +139,7 @@ class StreamingDiLoCo(OuterLoop):
         """Inner parameters := outer parameters, after this peer gave nothing."""
         if self._load_due:
             self._load_all()
+            self._fragment_weights[:] = 0.0  # of inner steps that are undone
             self._load_due = False
 
     def _on_outer_step(self, fragment: int) -> None:
