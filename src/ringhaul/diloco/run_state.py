@@ -86,14 +86,19 @@ class RunState:
         """Take over what `state_dict` gave, before the first sync.
 
         Raises:
-            ValueError: an array is missing or has another shape; nothing has changed.
+            TypeError: it is no checkpoint at all.
+            ValueError: it is of another kind of loop, outer optimizer or model; says what
+                differs. Nothing has changed.
         """
-        arrays = state["arrays"]
+        arrays = _arrays_of(state)
+        if "outer_steps" in arrays:
+            _check_fragment_count(np.shape(arrays["outer_steps"]), self.outer_steps.shape)
+        _check_names(set(arrays), set(self.shared.arrays))
         for name, array in self.shared.arrays.items():
-            if name not in arrays or np.shape(arrays[name]) != array.shape:
+            if np.shape(arrays[name]) != array.shape:
                 raise ValueError(
-                    f"the checkpoint has no {name!r} of shape {array.shape}: it is of another "
-                    "model or another outer optimizer"
+                    f"{name!r} has shape {tuple(np.shape(arrays[name]))} in the checkpoint and "
+                    f"{array.shape} in this run: it is of another model"
                 )
         for name, array in self.shared.arrays.items():
             np.copyto(array, arrays[name])
@@ -141,6 +146,47 @@ class RunState:
                 self._synced_revision = info.revision
                 self._sync_due = False
         return True
+
+
+def _arrays_of(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays of a checkpoint, which is a mapping that has some, and a revision."""
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise TypeError(f"resume is what state_dict() of a training loop returned, not a {kind}")
+    arrays = state.get("arrays")
+    if not isinstance(arrays, Mapping) or "revision" not in state:
+        raise ValueError(
+            "resume is what state_dict() of a training loop returned, with 'arrays' and "
+            f"'revision'; this has {sorted(map(str, state))[:5]}"
+        )
+    return arrays
+
+
+def _check_fragment_count(saved: tuple[int, ...], present: tuple[int, ...]) -> None:
+    if saved != present and len(saved) == 1:
+        raise ValueError(
+            f"the checkpoint is of a run with {saved[0]} fragments, this one has {present[0]}: "
+            "resume it with the same kind of loop and as many fragments"
+        )
+
+
+def _check_names(saved: set[str], present: set[str]) -> None:
+    """Buffers are named by the optimizer; what else there is follows from the model."""
+    missing, surplus = sorted(present - saved), sorted(saved - present)
+    if not missing and not surplus:
+        return
+    kinds = [
+        " and ".join(sorted({name.partition("/")[0] for name in names if "/" in name} - {"outer"}))
+        for names in (saved, present)
+    ]
+    text = "it is of another model"
+    if kinds[0] != kinds[1]:
+        remembered = [kind or "nothing" for kind in kinds]
+        text = f"its outer optimizer remembers {remembered[0]}, this one {remembered[1]}"
+    raise ValueError(
+        f"the checkpoint is not of this run: {text}. Only this run has {missing[:5]}, only the "
+        f"checkpoint has {surplus[:5]}"
+    )
 
 
 class RunView:
