@@ -1,9 +1,12 @@
 """DiLoCo over groups of peers that live in threads of this process and meet in memory."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ringhaul.diloco.delayed import DelayedDiLoCo
 from ringhaul.diloco.outer import SGD
 from ringhaul.diloco.sync import DiLoCo, RoundInfo
 from ringhaul.errors import CallTimeout, CollectiveAborted
@@ -240,6 +243,8 @@ def test_params_that_cannot_be_trained_are_refused() -> None:
         alone({"w": frozen})
     with pytest.raises(TypeError, match="a dict of NumPy arrays"):
         alone([np.ones(2, np.float32)])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'w' is a list, not a NumPy array"):
+        alone({"w": [1.0, 2.0]})  # type: ignore[dict-item]
 
 
 def test_a_schedule_or_a_codec_that_cannot_be_is_refused_before_anything_is_sent() -> None:
@@ -249,6 +254,28 @@ def test_a_schedule_or_a_codec_that_cannot_be_is_refused_before_anything_is_sent
         alone(one(1.0), 1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no codec 'uint5'"):
         DiLoCo(MeetingComm(MeetingGroup(["a"]), "a"), one(1.0), 1, codec="uint5")
+
+
+class Awaited:
+    """As the communicator of `ringhaul.aio`."""
+
+    def all_reduce_async(self) -> None:
+        """Exists."""
+
+    async def sync_state(self) -> None:
+        """Has to be awaited."""
+
+
+@pytest.mark.parametrize("comm", ["localhost:1", None, Awaited()])
+def test_what_is_no_communicator_is_refused(comm: Any) -> None:  # noqa: ANN401
+    with pytest.raises(TypeError, match=r"comm is what ringhaul.connect"):
+        DiLoCo(comm, one(1.0), 1)
+
+
+@pytest.mark.parametrize("loop", [DiLoCo, DelayedDiLoCo])
+def test_what_is_no_outer_optimizer_is_refused(loop: Any) -> None:  # noqa: ANN401
+    with pytest.raises(TypeError, match="the outer optimizer is nesterov"):
+        loop(MeetingComm(MeetingGroup(["a"]), "a"), one(1.0), 1, optimizer="sgd")
 
 
 def test_peers_may_be_let_in_between_two_rounds() -> None:

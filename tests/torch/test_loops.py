@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ringhaul import diloco
 from ringhaul.diloco import SGD
 from ringhaul.testing.meetings import MeetingComm, MeetingGroup, meet
 
@@ -269,6 +270,33 @@ def test_what_is_changed_in_place_or_in_its_storage_is_not_replaced() -> None:
 
     assert model.weight.item() == outer.state.arrays["outer/weight"][0] == 6.0
     assert model.mean.item() == outer.state.arrays["outer/buffer:mean"][0] == 5.0
+
+
+def test_what_is_mistaken_for_something_else_is_a_type_error() -> None:
+    model: Any = nn.Linear(2, 2)
+    inner: Any = torch.optim.SGD(model.parameters(), lr=1.0)
+    comm: Any = alone()
+    kinds = (ringhaul_torch.DiLoCo, ringhaul_torch.DelayedDiLoCo)
+    for kind in kinds:
+        with pytest.raises(TypeError, match=r"model is a torch.nn.Module, not a torch.optim.*SGD"):
+            kind(inner, model, comm, 2)
+        with pytest.raises(TypeError, match=r"optimizer is the inner one.*not a torch.*Linear"):
+            kind(model, model, comm, 2)
+        with pytest.raises(TypeError, match=r"optimizer is the inner one.*not a .*MeetingComm"):
+            kind(model, comm, inner, 2)
+        with pytest.raises(TypeError, match=r"comm is what ringhaul.connect.*not a torch.optim"):
+            kind(model, inner, inner, 2)
+        with pytest.raises(TypeError, match=r"the outer optimizer is nesterov.*not a torch.optim"):
+            kind(model, inner, comm, 2, outer_optimizer=inner)
+
+
+def test_tensors_by_name_are_for_the_loops_of_this_package() -> None:
+    named: Any = dict(nn.Linear(2, 2).named_parameters())
+    detached: Any = {name: tensor.detach() for name, tensor in named.items()}
+
+    for params, kind in ((named, "Parameter"), (detached, "Tensor")):
+        with pytest.raises(TypeError, match=f"is a {kind}, not a NumPy array.*ringhaul.torch"):
+            diloco.DiLoCo(alone(), params, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

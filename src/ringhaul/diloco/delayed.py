@@ -22,7 +22,7 @@ from ringhaul.diloco.exact import norm
 from ringhaul.diloco.gradients import subtract
 from ringhaul.diloco.loop import OuterLoop, Params, Task
 from ringhaul.diloco.members import Collectives
-from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov
+from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov, optimizer_of
 from ringhaul.quant import Codec
 
 
@@ -89,7 +89,8 @@ class DelayedDiLoCo(OuterLoop):
         resume: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if eager and optimizer is not None and not optimizer.is_linear:
+        optimizer = optimizer_of(optimizer, nesterov(0.4, 0.5))
+        if eager and not optimizer.is_linear:
             raise ValueError("eager needs an outer optimizer that is linear, as SGD")
         self.eager = eager
         self.staleness_penalty = staleness_penalty
@@ -100,7 +101,7 @@ class DelayedDiLoCo(OuterLoop):
             comm,
             params,
             inner_steps,
-            optimizer=nesterov(0.4, 0.5) if optimizer is None else optimizer,
+            optimizer=optimizer,
             codec=codec,
             timeout_s=timeout_s,
             max_seconds_per_round=max_seconds_per_round,

@@ -31,8 +31,8 @@ from ringhaul.arguments import parse_inner_steps
 from ringhaul.diloco.averaging import NOTHING, Average, Contribution, Flight
 from ringhaul.diloco.exact import norm
 from ringhaul.diloco.gradients import clear_unfit, is_finite, subtract, unfit_name
-from ringhaul.diloco.members import Collectives
-from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov
+from ringhaul.diloco.members import Collectives, collectives_of
+from ringhaul.diloco.outer import FloatArray, OuterOptimizer, nesterov, optimizer_of
 from ringhaul.diloco.parameters import Layout, ParameterStore, store_of
 from ringhaul.diloco.results import RoundInfo
 from ringhaul.diloco.run_state import RunState, RunView
@@ -68,8 +68,8 @@ class OuterLoop(RunView):
             raise ValueError(f"max_seconds_per_round is {max_seconds_per_round}, not above 0")
         self.inner_steps = parse_inner_steps(inner_steps)
         self.max_seconds_per_round = max_seconds_per_round
-        self.optimizer = nesterov() if optimizer is None else optimizer
-        self._comm = comm
+        self.optimizer = optimizer_of(optimizer, nesterov())
+        self._comm = collectives_of(comm)
         self._store = store_of(params)
         self._codec = find_codec(codec)
         self._timeout_s = timeout_s

@@ -1,5 +1,6 @@
 """What the training loops need of a communicator: a few of its calls, and of their results."""
 
+import inspect
 from typing import Protocol
 
 import numpy as np
@@ -72,3 +73,16 @@ class Collectives(Protocol):
     def sync_state(
         self, state: SharedState, strategy: str = "popular", timeout_s: float | None = None
     ) -> SyncResult: ...
+
+
+def collectives_of(comm: Collectives) -> Collectives:
+    """What a training loop was given as `comm`.
+
+    Raises:
+        TypeError: it is no communicator, or one whose calls are awaited.
+    """
+    call = getattr(comm, "all_reduce_async", None)
+    if call is None or inspect.iscoroutinefunction(comm.sync_state):
+        kind = f"{type(comm).__module__}.{type(comm).__qualname__}"
+        raise TypeError(f"comm is what ringhaul.connect(...) returns, not a {kind}")
+    return comm

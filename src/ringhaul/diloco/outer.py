@@ -249,6 +249,23 @@ def nesterov(lr: float = 0.7, momentum: float = 0.9) -> SGD:
     return SGD(lr=lr, momentum=momentum, nesterov=True)
 
 
+def optimizer_of(optimizer: OuterOptimizer | None, default: SGD) -> OuterOptimizer:
+    """What a training loop was given as its outer optimizer.
+
+    Raises:
+        TypeError: it is none: a name, say, or an inner optimizer.
+    """
+    if optimizer is None:
+        return default
+    if not hasattr(optimizer, "make_buffers"):
+        kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        raise TypeError(
+            f"the outer optimizer is nesterov(), SGD(...) or AdamW(...) of ringhaul.diloco, or "
+            f"one like them, not a {kind}"
+        )
+    return optimizer
+
+
 def make_optimizer(state: Mapping[str, Any]) -> SGD | AdamW:
     """The optimizer whose `state_dict` this is.
 

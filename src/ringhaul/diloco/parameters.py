@@ -70,8 +70,10 @@ def store_of(params: Mapping[str, NDArray[np.floating]] | ParameterStore) -> Par
     if isinstance(params, Mapping):
         return ArrayStore(params)
     if not hasattr(params, "shapes"):
-        kind = type(params).__name__
-        raise TypeError(f"params is a dict of NumPy arrays by name, not a {kind}")
+        raise TypeError(
+            f"params is a dict of NumPy arrays by name, not a {type(params).__name__}; the loops "
+            "of ringhaul.torch take a module"
+        )
     return params
 
 
@@ -80,13 +82,19 @@ class ArrayStore:
 
     Raises:
         ValueError: there are none, or one is read-only.
-        TypeError: they are not all float32 or all float64.
+        TypeError: they are not all NumPy arrays, or not all float32 or all float64.
     """
 
     def __init__(self, params: Mapping[str, NDArray[np.floating]]) -> None:
         if not params:
             raise ValueError("params is empty: there is nothing to train")
-        dtypes = {np.asarray(array).dtype for array in params.values()}
+        for name, array in params.items():
+            if not isinstance(array, np.ndarray):
+                raise TypeError(
+                    f"parameter {name!r} is a {type(array).__name__}, not a NumPy array; the loops "
+                    "of ringhaul.torch take a module"
+                )
+        dtypes = {array.dtype for array in params.values()}
         if dtypes not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
             found = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise TypeError(f"params are {found}; they have to be all float32 or all float64")

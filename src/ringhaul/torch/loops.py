@@ -88,9 +88,14 @@ class TorchLoop(OuterLoop):
         return {**state, "arrays": arrays, "inner": self.inner.state_dict()}
 
 
-def _resume_inner(inner: Optimizer, resume: Mapping[str, Any] | None) -> None:
+def _prepare_inner(inner: Optimizer, resume: Mapping[str, Any] | None) -> Optimizer:
+    """The inner optimizer, with its state from a checkpoint."""
+    if not hasattr(inner, "param_groups"):
+        kind = f"{type(inner).__module__}.{type(inner).__qualname__}"
+        raise TypeError(f"optimizer is the inner one, a torch.optim.Optimizer, not a {kind}")
     if resume is not None and "inner" in resume:
         inner.load_state_dict(resume["inner"])
+    return inner
 
 
 class DiLoCo(TorchLoop, diloco.DiLoCo):
@@ -138,11 +143,11 @@ class DiLoCo(TorchLoop, diloco.DiLoCo):
         resume: Mapping[str, Any] | None = None,
         average_buffers: bool = True,
     ) -> None:
-        self.inner = optimizer
-        _resume_inner(optimizer, resume)
+        store = ModuleStore(model, buffers=average_buffers)
+        self.inner = _prepare_inner(optimizer, resume)
         super().__init__(
             comm,
-            ModuleStore(model, buffers=average_buffers),
+            store,
             inner_steps,
             optimizer=outer_optimizer,
             codec=codec,
@@ -186,11 +191,11 @@ class DelayedDiLoCo(TorchLoop, diloco.DelayedDiLoCo):
         resume: Mapping[str, Any] | None = None,
         average_buffers: bool = True,
     ) -> None:
-        self.inner = optimizer
-        _resume_inner(optimizer, resume)
+        store = ModuleStore(model, buffers=average_buffers)
+        self.inner = _prepare_inner(optimizer, resume)
         super().__init__(
             comm,
-            ModuleStore(model, buffers=average_buffers),
+            store,
             inner_steps,
             optimizer=outer_optimizer,
             eager=eager,
@@ -239,11 +244,11 @@ class StreamingDiLoCo(TorchLoop, diloco.StreamingDiLoCo):
         resume: Mapping[str, Any] | None = None,
         average_buffers: bool = True,
     ) -> None:
-        self.inner = optimizer
-        _resume_inner(optimizer, resume)
+        store = ModuleStore(model, buffers=average_buffers)
+        self.inner = _prepare_inner(optimizer, resume)
         super().__init__(
             comm,
-            ModuleStore(model, buffers=average_buffers),
+            store,
             inner_steps,
             fragments=fragments,
             overlap=overlap,

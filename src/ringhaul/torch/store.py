@@ -36,10 +36,14 @@ class ModuleStore:
 
     Raises:
         ValueError: nothing requires a gradient.
-        TypeError: a parameter is complex, sparse, or sharded (use its local shard).
+        TypeError: `module` is none; a parameter is complex, sparse, or sharded (use its local
+            shard).
     """
 
     def __init__(self, module: nn.Module, *, buffers: bool = True) -> None:
+        if not isinstance(module, nn.Module):
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            raise TypeError(f"model is a torch.nn.Module, not a {kind}")
         self._module = module
         self._tensors: dict[str, torch.Tensor] = {
             name: parameter
