@@ -55,6 +55,35 @@ def test_a_block_counts_the_steps_of_the_optimizer_by_hand() -> None:
     assert model.weight.item() == 10.0 - 0.5 * 2 - 2
 
 
+def test_a_block_that_is_entered_twice_counts_each_step_once_and_none_after_it() -> None:
+    model = Scale(10.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    outer = ringhaul_torch.DiLoCo(model, optimizer, alone(), 1)
+    with outer:
+        with outer:
+            sgd_step(model, optimizer, 1.0)
+        assert outer.position == 1
+        sgd_step(model, optimizer, 1.0)
+    sgd_step(model, optimizer, 1.0)
+
+    assert outer.position == 2
+
+
+def test_another_inner_optimizer_is_counted_once_the_loop_is_entered_again() -> None:
+    model = Scale(10.0)
+    before = torch.optim.SGD(model.parameters(), lr=1.0)
+    outer = ringhaul_torch.DiLoCo(model, before, alone(), 1)
+    with outer:
+        after = torch.optim.SGD(model.parameters(), lr=0.5)
+        outer.inner = after
+        with outer:
+            sgd_step(model, after, 1.0)
+            sgd_step(model, before, 1.0)
+
+    assert outer.position == 1
+    assert outer.state_dict()["inner"]["param_groups"][0]["lr"] == 0.5
+
+
 def test_two_peers_average_parameters_and_buffers_by_hand() -> None:
     group = MeetingGroup(["a", "b"])
     ends: dict[str, tuple[float, ...]] = {}

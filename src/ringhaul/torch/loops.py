@@ -31,6 +31,8 @@ class TorchLoop(OuterLoop):
     """What the three have in common: the hook, the weight, checkpoints.
 
     Attributes:
+        inner: the inner optimizer, whose steps a `with` block counts and whose state is in
+            checkpoints. May be replaced by another one for the same parameters.
         weight: of the inner steps that are counted by the hook; set it to the tokens of a
             batch before `optimizer.step()`. 1.0 at first.
         last: the newest `RoundInfo`; None before the first.
@@ -43,6 +45,8 @@ class TorchLoop(OuterLoop):
     on_round: Callable[[RoundInfo], None] | None = None
     inner: Optimizer
     _hook: _Hook | None = None
+    #: Blocks that are open.
+    _depth: int = 0
 
     def step(self, weight: SupportsFloat | None = None) -> RoundInfo | None:
         """Count one inner step; as `ringhaul.diloco.DiLoCo.step`.
@@ -60,8 +64,15 @@ class TorchLoop(OuterLoop):
         return info
 
     def __enter__(self) -> Self:
-        """Count every `step` of the inner optimizer, until the end of the block."""
+        """Count every `step` of the inner optimizer, until the end of the block.
+
+        Of the optimizer that is `inner` now: after making another one, assign it to `inner` and
+        enter again, also within a block: from then on that one is counted, and only that.
+        """
+        if self._hook is not None:
+            self._hook.remove()
         self._hook = self.inner.register_step_post_hook(self._count)
+        self._depth += 1
         return self
 
     def __exit__(
@@ -70,8 +81,9 @@ class TorchLoop(OuterLoop):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Count no more. The communicator stays open."""
-        if self._hook is not None:
+        """Count no more, at the end of the outermost block. The communicator stays open."""
+        self._depth -= 1
+        if self._depth == 0 and self._hook is not None:
             self._hook.remove()
             self._hook = None
 
