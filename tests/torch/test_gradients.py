@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ringhaul import CallTimeout, Communicator, connect
+from ringhaul import CallTimeout, Communicator, RinghaulError, connect
 from ringhaul.testing.threads import Cluster, together
 
 torch = pytest.importorskip("torch")
@@ -79,3 +79,53 @@ def test_an_error_ends_the_backward_pass(cluster: Cluster[Communicator], alone: 
 
     assert isinstance(averager.error, CallTimeout)
     assert second.comm.world_size == 2
+
+
+class Bucket:
+    """As DDP's."""
+
+    def __init__(self, index: int, *, is_last: bool) -> None:
+        self._index = index
+        self._is_last = is_last
+        self._values = torch.ones(3)
+
+    def index(self) -> int:
+        return self._index
+
+    def is_last(self) -> bool:
+        return self._is_last
+
+    def buffer(self) -> Any:  # noqa: ANN401
+        return self._values
+
+
+class Alone:
+    """A communicator of one: all is done at once."""
+
+    sent_bytes = 0
+
+    def __init__(self) -> None:
+        self.tags: list[str] = []
+
+    def all_reduce_async(self, array: object, op: str, *, tag: str, **_: object) -> "Alone":
+        self.tags.append(tag)
+        return self
+
+    def wait(self) -> "Alone":
+        return self
+
+
+def test_after_a_pass_that_failed_half_way_the_next_one_says_so_and_sends_nothing() -> None:
+    comm: Any = Alone()
+    averager = ringhaul_torch.GradientAverager(comm)
+    for _ in range(2):
+        for index in range(2):
+            averager.begin(Bucket(index, is_last=index == 1))
+    averager.begin(Bucket(0, is_last=False))  # and then the program raised, in a layer before
+    sent = list(comm.tags)
+
+    for _ in range(2):
+        with pytest.raises(RinghaulError, match="failed on this peer after 1 of its"):
+            averager.begin(Bucket(0, is_last=False))
+    assert isinstance(averager.error, RinghaulError)
+    assert comm.tags == sent == ["ddp/0", "ddp/1"] * 2 + ["ddp/0"]

@@ -27,7 +27,9 @@ class GradientAverager:
 
     All members make the same backward passes. A lost member costs its gradients. Newcomers are
     let in by `admit`, between passes, and have to be given parameters and the optimizer's
-    state by `sync_state`; where peers come often, `DiLoCo` does all that.
+    state by `sync_state`; where peers come often, `DiLoCo` does all that. A pass that fails on
+    this peer alone, with some of its buckets on their way, cannot be made again: the others have
+    those, and wait for the rest. The next pass raises; close the communicator, and connect anew.
 
     Args:
         comm: where the gradients travel.
@@ -52,7 +54,18 @@ class GradientAverager:
         self._under_way: list[tuple[torch.Tensor, torch.Tensor, Work, Any]] = []
 
     def begin(self, bucket: Any) -> Any:  # noqa: ANN401 - a torch.distributed.GradBucket
-        """Begin to average a bucket; if it is the last one, wait for all. A torch future."""
+        """Begin to average a bucket; if it is the last one, wait for all. A torch future.
+
+        Raises:
+            RinghaulError: the pass before this one did not come to its last bucket.
+        """
+        if bucket.index() == 0 and self._under_way:  # DDP begins each pass with this one
+            self.error = RinghaulError(
+                f"the backward pass before failed on this peer after {len(self._under_way)} of its "
+                "buckets were sent, and the others wait for the rest: close the communicator, "
+                "connect again, sync the parameters, and make another GradientAverager"
+            )
+            raise self.error
         values = bucket.buffer()
         host = values
         if values.device.type != "cpu":
