@@ -217,6 +217,30 @@ def test_a_checkpoint_is_of_plain_tensors_and_goes_on(tmp_path: Path) -> None:
     )
 
 
+class Elsewhere(torch.Tensor):  # type: ignore[misc, name-defined, unused-ignore]
+    """A tensor that NumPy cannot read, as one on a device."""
+
+    def __array__(self, *_: object, **__: object) -> Any:  # noqa: ANN401
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self) -> Any:  # noqa: ANN401
+        """As plain memory."""
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_checkpoint_may_be_loaded_to_a_device() -> None:
+    model = Scale(10.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    saved = ringhaul_torch.DiLoCo(model, optimizer, alone(), 1).state_dict()
+    saved["arrays"] = {name: a.as_subclass(Elsewhere) for name, a in saved["arrays"].items()}
+
+    again = Scale(0.0)
+    inner = torch.optim.SGD(again.parameters(), lr=1.0)
+    ringhaul_torch.DiLoCo(again, inner, alone(), 1, resume=saved)
+
+    assert again.weight.item() == 10.0
+
+
 def test_a_weight_may_be_a_tensor_of_one_element() -> None:
     model = Scale(1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

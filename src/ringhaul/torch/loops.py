@@ -110,6 +110,17 @@ def _prepare_inner(inner: Optimizer, resume: Mapping[str, Any] | None) -> Optimi
     return inner
 
 
+def _on_host(resume: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The arrays of a checkpoint in NumPy, wherever `torch.load(map_location=)` put them."""
+    if not isinstance(resume, Mapping) or not isinstance(resume.get("arrays"), Mapping):
+        return resume  # what is wrong with it is said where it is loaded
+    arrays = {
+        name: array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+        for name, array in resume["arrays"].items()
+    }
+    return {**resume, "arrays": arrays}
+
+
 class DiLoCo(TorchLoop, diloco.DiLoCo):
     """`ringhaul.diloco.DiLoCo` for a module and any inner optimizer.
 
@@ -165,7 +176,7 @@ class DiLoCo(TorchLoop, diloco.DiLoCo):
             codec=codec,
             timeout_s=timeout_s,
             max_seconds_per_round=max_seconds_per_round,
-            resume=resume,
+            resume=_on_host(resume),
         )
 
 
@@ -215,7 +226,7 @@ class DelayedDiLoCo(TorchLoop, diloco.DelayedDiLoCo):
             codec=codec,
             timeout_s=timeout_s,
             max_seconds_per_round=max_seconds_per_round,
-            resume=resume,
+            resume=_on_host(resume),
         )
 
 
@@ -269,5 +280,5 @@ class StreamingDiLoCo(TorchLoop, diloco.StreamingDiLoCo):
             codec=codec,
             timeout_s=timeout_s,
             max_seconds_per_round=max_seconds_per_round,
-            resume=resume,
+            resume=_on_host(resume),
         )
