@@ -16,7 +16,8 @@ know from the verdicts whether anybody is pending, the same on all. Everything e
 function of the position in the schedule, which is in the shared state.
 
 Errors: what is due stands on an agenda. A task that raises stays on it, and the next `step`
-goes on there, so nothing is done twice or left out.
+goes on there, so nothing is done twice or left out. One gap is known: after an interrupt of
+`admit` or `sync_state` nobody here can tell whether it was committed. Connect anew then.
 """
 
 import logging
@@ -130,11 +131,10 @@ class OuterLoop(RunView):
         if not self._agenda:
             counted = parse_weight(weight)
             boundary = self._next_boundary(self.position)
-            target = boundary if self._is_time_up() else min(self.position + 1, boundary)
+            self._target = boundary if self._is_time_up() else min(self.position + 1, boundary)
             self._slot.inner_steps += 1
             self._slot.weight += counted
             self._fragment_weights += counted
-            self._target = target
         while self._agenda or self.position < self._target:
             if not self._agenda:
                 event = self._next_event(self.position)
@@ -232,8 +232,8 @@ class OuterLoop(RunView):
         if scale != 1.0:
             with np.errstate(all="ignore"):
                 np.multiply(values, scale, out=values)
-        slot = self._slot
-        contribution = Contribution(scale=scale, weight=slot.weight, inner_steps=slot.inner_steps)
+        weight, inner_steps = self._slot.weight, self._slot.inner_steps
+        contribution = Contribution(scale=scale, weight=weight, inner_steps=inner_steps)
         if not self._is_sound(fragment, values):
             values[:] = 0.0
             contribution = NOTHING
@@ -386,8 +386,8 @@ class OuterLoop(RunView):
 
     def _load(self, fragment: int) -> None:
         """Inner parameters := outer parameters."""
-        part = self._layout.parts[fragment]
-        self._store.write(self._layout.names[fragment], self._run.outer[part])
+        outer = self._run.outer[self._layout.parts[fragment]]
+        self._store.write(self._layout.names[fragment], outer)
 
     def _load_all(self) -> None:
         for fragment in range(self._layout.fragment_count):
