@@ -30,6 +30,7 @@ from ringhaul.io.reactor import Mailbox
 from ringhaul.io.signals import Signal
 from ringhaul.io.sockets import DataSocket, close_on_fork
 from ringhaul.io.system import REAL, Listening, System, is_loopback
+from ringhaul.texts import printable
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Began, Outcome
 from ringhaul.wire.records import Address
@@ -97,7 +98,8 @@ class PeerRuntime:
 
         def act() -> None:
             if call.id in self._calls:
-                self._step(steps.CallGivenUp(call.id, Outcome.INTERRUPTED, detail))
+                event = steps.CallGivenUp(call.id, Outcome.INTERRUPTED, printable(detail))
+                self._step(event)
             else:
                 call.end(error=ClosedError("interrupted before it began"))
 
