@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ringhaul import CodecError, Communicator, connect
+from ringhaul import CodecError, Communicator, MeasuredError, connect
 from ringhaul.quant import UnfitValueError
 from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, together
 
@@ -88,3 +88,19 @@ def test_a_codec_whose_name_no_message_can_carry_is_refused_at_once(pair: Ring) 
     codec.name = "x\ud800"
     for error in errors_of(pair, codec):
         assert type(error) is ValueError
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "float16", "float32"])
+def test_what_a_lossless_codec_loses_is_nothing_in_any_dtype(pair: Ring, dtype: str) -> None:
+    class LosslessCodec(CopyCodec):
+        is_lossy = False
+
+    arrays = [np.full(1000, driver.comm.rank + 1, dtype) for driver in pair]
+    own = {driver.comm.rank: array for driver, array in zip(pair, arrays, strict=True)}
+    codec = LosslessCodec()
+    infos = together(
+        pair, lambda comm: comm.all_reduce(own[comm.rank], codec=codec, measure_error=True)
+    )
+
+    assert [info.codec_error for info in infos] == [MeasuredError(0.0, 0.0)] * 2
+    assert all((array == 3).all() for array in arrays)
