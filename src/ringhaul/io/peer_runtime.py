@@ -86,7 +86,16 @@ class PeerRuntime:
         self._thread.start()
 
     def submit(self, call: PendingCall) -> None:
-        """Hand over a call; its `ended` will be set, whatever happens."""
+        """Hand over a call; its `ended` will be set, whatever happens.
+
+        Raises:
+            ValueError: another call has what it needs for itself; it has ended.
+        """
+        try:
+            call.claim()
+        except BaseException as error:
+            call.end(error=error)
+            raise
         if not self._post(lambda: self._calls.on_submitted(call)):
             call.end(error=self._closed_error())
 
