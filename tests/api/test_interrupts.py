@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import numpy as np
@@ -17,9 +18,6 @@ import pytest
 from ringhaul import Communicator, SharedState, connect
 from ringhaul.io.peer_runtime import PeerRuntime
 from ringhaul.testing.threads import PATIENCE_S, CoordinatorThread
-
-#: Members' calls have no more places than that; all are tried.
-PLACES_MAX = 3000
 
 
 class Stop(BaseException):
@@ -42,6 +40,10 @@ def interrupt_at(place: int, act: Callable[[], object]) -> bool:
     finally:
         sys.setprofile(None)
     return False
+
+
+def try_at(place: int, act: Callable[[], object], answers: list[bool]) -> None:
+    answers.append(interrupt_at(place, act))
 
 
 def in_time(act: Callable[[], object]) -> None:
@@ -93,17 +95,14 @@ CALLS: dict[str, Callable[[Communicator], object]] = {
 def test_a_call_interrupted_anywhere_leaves_a_sound_communicator(
     alone: Communicator, call: Callable[[Communicator], object]
 ) -> None:
-    for place in range(PLACES_MAX):
-        was_interrupted = []
-        in_time(
-            lambda at=place, told=was_interrupted: told.append(
-                interrupt_at(at, lambda: call(alone))
-            )
-        )  # type: ignore[misc]
+    place, is_interrupted = 0, True
+    while is_interrupted:
+        answers: list[bool] = []
+        in_time(partial(try_at, place, partial(call, alone), answers))
         in_time(lambda: alone.all_reduce(ARRAY.copy()))
-        if not was_interrupted[0]:
-            break
-    assert 10 < place < PLACES_MAX - 1
+        (is_interrupted,) = answers
+        place += 1
+    assert place > 10
     in_time(lambda: alone.all_reduce(ARRAY))  # nobody owns it
 
 
