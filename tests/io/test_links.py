@@ -125,6 +125,25 @@ async def test_early_bytes_of_a_payload_that_is_cut_off_are_given_back() -> None
         assert sides[1].plane.early_bytes == 0
 
 
+async def test_a_copy_that_comes_after_its_operation_has_ended_is_not_kept() -> None:
+    """What a slow stream held back was sent again on another, and is of no use any more."""
+    async with two_sides(streams=1) as sides:
+        transfers = list(begin(sides, ELEMENTS // 16))
+        for side, transfer in zip(sides, transfers, strict=True):
+            await side.is_done.wait()
+            side.plane.release(transfer)
+        late = next(sides[0].transfer(values(0, ELEMENTS // 16)).first_segments())
+        near, far = stream_pair()
+        sides[1].incoming.add(far)
+        await near.send_all(late.header + bytes(late.view))
+        while sides[1].incoming.streams[-1]._received_count == 0:
+            await trio.lowlevel.checkpoint()
+        near.close()
+
+        assert sides[1].plane.early_bytes == 0
+        assert not sides[1].plane._early
+
+
 async def test_acknowledging_more_than_was_sent_breaks_the_link() -> None:
     async with two_sides(streams=1) as sides:
         liar = SegmentHeader(SegmentKind.ACK, 0, 0, 0, 0, 0, 7, 0)

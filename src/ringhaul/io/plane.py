@@ -53,7 +53,8 @@ class DataPlane:
         self._transfers: dict[TransferKey, Transfer] = {}
         self._early: dict[TransferKey, list[tuple[SegmentHeader, memoryview]]] = {}
         self.early_bytes = 0
-        #: Operations of this generation that ended without result: their data may still arrive.
+        #: Operations of this generation that ended here, the latest of them: copies of their data
+        #: may still arrive.
         self._dead: OrderedDict[TransferKey, None] = OrderedDict()
         self._is_sweeping = False
         self._sweep_wanted = trio.Event()
@@ -111,8 +112,7 @@ class DataPlane:
         """An attempt ended, well or not: no stream holds its memory after this."""
         if self._transfers.get(transfer.key) is transfer:
             del self._transfers[transfer.key]
-            if not transfer.is_done:
-                self._bury(transfer.key)  # the rest of its data is on its way
+            self._bury(transfer.key)  # the rest of its data, or a slow stream's copy, may come
         for link in (self.neighbours.outgoing, self.neighbours.incoming):
             if link is not None:
                 link.release(transfer)
