@@ -21,7 +21,12 @@ from ringhaul.testing.two_sides import (
     values,
 )
 from ringhaul.wire.records import CollectiveKind, Signature
-from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, unpack_header
+from ringhaul.wire.segment_header import (
+    PAYLOAD_BYTES_MAX,
+    SegmentHeader,
+    SegmentKind,
+    unpack_header,
+)
 
 
 async def test_what_a_reset_stream_carried_is_sent_again() -> None:
@@ -152,6 +157,29 @@ async def test_acknowledging_more_than_was_sent_breaks_the_link() -> None:
             await trio.lowlevel.checkpoint()
 
         assert "more was acknowledged" in sides[0].broken[0]
+
+
+async def test_more_early_data_than_granted_breaks_the_link_when_its_generation_opens() -> None:
+    """Each header that was held back is within the limit, all of them together are not."""
+    async with two_sides(streams=0) as sides:
+        link = sides[1].incoming
+        header = SegmentHeader(
+            SegmentKind.REDUCE_SCATTER, GENERATION + 1, 0, 0, 0, 0, 0, PAYLOAD_BYTES_MAX
+        )
+        pairs = [stream_pair() for _ in range(3)]
+        for near, far in pairs:
+            link.add(far)
+            near.send_nowait([header.pack()])
+        while not all(stream._is_paused for stream in link.streams):
+            await trio.lowlevel.checkpoint()
+
+        sides[1].plane.use_ring(GENERATION + 1)
+        for near, _ in pairs:
+            near.close()
+
+        assert link.is_closed
+        assert sides[1].plane.neighbours.incoming is None
+        assert sides[1].plane.early_bytes == 0
 
 
 async def test_replies_are_understood_wherever_they_are_cut() -> None:
