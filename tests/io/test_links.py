@@ -1,6 +1,7 @@
 """Links of several streams over loopback TCP: streams that end, and what they carried."""
 
 import socket
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import trio
 import trio.lowlevel
 
 from ringhaul import limits
+from ringhaul.core.peer.steps import CallGivenUp
 from ringhaul.ids import CallId, OpKey, Rank, ReduceOp
 from ringhaul.io.coded_transfer import CodedTransfer
+from ringhaul.io.transfer import Segment
 from ringhaul.quant import SegmentCoder, find_codec
 from ringhaul.testing.two_sides import (
     ELEMENTS,
@@ -20,6 +23,7 @@ from ringhaul.testing.two_sides import (
     two_sides,
     values,
 )
+from ringhaul.wire.coordinator_messages import Outcome
 from ringhaul.wire.records import CollectiveKind, Signature
 from ringhaul.wire.segment_header import (
     PAYLOAD_BYTES_MAX,
@@ -274,6 +278,29 @@ async def test_what_comes_twice_does_not_spoil_the_sum() -> None:
 
     np.testing.assert_array_equal(first.result, values(2, count))
     np.testing.assert_array_equal(second.result, values(2, count))
+
+
+@pytest.mark.parametrize("part", ["first_segments", "accept"])
+async def test_a_transfer_that_finds_no_memory_is_given_up(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What streams do when they are free or have data must not end the loop they run in."""
+
+    def fail(*_: object) -> Iterator[Segment]:
+        raise MemoryError("no room")
+
+    async with two_sides(streams=1) as sides:
+        transfer = sides[0].transfer(values(0, 1000))
+        monkeypatch.setattr(transfer, part, fail)
+        sides[0].plane.begin(transfer)
+        (_,) = begin(sides[1:], 1000)  # type: ignore[arg-type]
+        while not sides[0].reports:
+            await trio.lowlevel.checkpoint()
+
+        given_up = sides[0].reports[0]
+        assert isinstance(given_up, CallGivenUp)
+        assert given_up.outcome is Outcome.FAILED
+        assert "out of memory (no room)" in given_up.detail
 
 
 async def test_early_data_that_no_codec_wrote_break_the_link_and_nothing_else() -> None:
