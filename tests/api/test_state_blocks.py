@@ -260,6 +260,9 @@ def test_an_only_holder_that_gives_wrong_bytes_is_an_error_and_nothing_is_writte
 
     assert [type(error) for error in errors] == [StateError] * 3
     assert "not the elected one" in str(errors[1])
+    # at least the block that was found to be wrong, by one of the two or by both
+    received = [error.wire_bytes or 0 for error in errors[1:] if isinstance(error, StateError)]
+    assert sum(received) > 0
     assert [state.digest() for state in states] == before
 
 

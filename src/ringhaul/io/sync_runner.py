@@ -105,6 +105,7 @@ class SyncRunner:
 
     def release(self, call: SyncCall) -> None:
         """An attempt ended: nobody is served any more; what was fetched is kept."""
+        call.received_bytes = call.progress.received_bytes  # of all attempts
         if call.plan is None:
             return
         if call.served is not None:
