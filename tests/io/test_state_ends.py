@@ -22,7 +22,7 @@ from ringhaul.io.system import REAL
 from ringhaul.limits import STATE_BLOCK_BYTES
 from ringhaul.state.content import Stage, own_stage
 from ringhaul.state.shared import SharedState
-from ringhaul.testing.two_sides import two_sides
+from ringhaul.testing.two_sides import stream_pair, two_sides
 from ringhaul.wire.coordinator_messages import SyncPlan
 from ringhaul.wire.peer_messages import StateRequest
 from ringhaul.wire.records import (
@@ -33,6 +33,7 @@ from ringhaul.wire.records import (
     Strategy,
     Ticket,
 )
+from ringhaul.wire.state_records import Kind, StateRecord
 
 KEY = OpKey(None, 0)
 TOKEN, PROOF = b"t" * 16, b"p" * 16
@@ -86,6 +87,44 @@ async def holder_of(elected: SharedState) -> AsyncIterator[tuple[SyncPlan, Neigh
             nursery.start_soon(answer)
             yield plan, side.plane.neighbours
             nursery.cancel_scope.cancel()
+
+
+async def test_a_call_that_ends_when_its_stream_is_free_again_sends_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both in one tick of the loop: the task has been woken, and runs after the end."""
+    near, far = stream_pair()
+    elected, server = state(1), StateServer()
+    plan = plan_for(elected, Address("127.0.0.1", 1))
+    served = server.serve(plan, own_stage(elected.content()), None)
+    request = StateRequest(
+        version=1,
+        requester=PeerId("r"),
+        holder=PeerId("h"),
+        generation=Generation(1),
+        key=KEY,
+        token=TOKEN,
+    )
+    send, tried = far.send_nowait, [0]
+
+    def send_or_block(views: list[memoryview]) -> int:
+        is_block = len(views) == 2
+        tried[0] += is_block
+        return 0 if is_block and tried[0] == 1 else send(views)
+
+    async def wake_after_the_end() -> None:
+        server.end(plan)
+
+    monkeypatch.setattr(far, "send_nowait", send_or_block)
+    monkeypatch.setattr(far, "wait_writable", wake_after_the_end)
+    await near.send_all(StateRecord(Kind.WANT, 0, 1).encode())
+    with trio.fail_after(20):
+        await server.answer(request, served, far)
+    for sock in (near, far):
+        sock.close()
+
+    assert tried == [1]
+    assert served.sent_bytes == 0
 
 
 async def test_an_attempt_that_ends_before_its_task_runs_serves_nothing() -> None:
