@@ -285,6 +285,7 @@ class Communicator(Member):
         prepare = functools.partial(
             prepare_sync_state, state, chosen, timeout_s, allow_differences, upload_bytes_per_s
         )
+        self._refuse_in_use(state, allow_differences)  # before it is hashed
         call = await self._runtime.system.run_in_thread(prepare)
         await self._run(call)
         return sync_info(call)
@@ -316,26 +317,22 @@ class Communicator(Member):
 
     async def _run(self, call: PendingCall) -> None:
         """Hand a call over and wait for its end; cancelling ends it for all members."""
-        self._take_turn()
-        try:
+        with self._turn():
             self._memory.refuse_overlap(call)
             try:
                 self._runtime.submit(call)
                 await _wait(call.ended)
             except BaseException as error:
-                self._runtime.give_up(call, f"{type(error).__name__} in the caller")
+                self._withdraw(call, f"{type(error).__name__} in the caller")
                 await self._wait_verdicts(iter([call.ended]))
                 self._show(call.view)
                 if call.error is not None or not isinstance(error, trio.Cancelled):
                     raise
             self._settle(call)
-        finally:
-            self._busy.release()
 
     async def _run_batch(self, batch: Batch) -> list[ReduceInfo]:
         """Drive an `all_reduce_many`; cancelling ends it for all members."""
-        self._take_turn()
-        try:
+        with self._turn():
             self._memory.refuse_overlap_of(batch.views)
             try:
                 for signal in batch.run(self._runtime):
@@ -347,8 +344,6 @@ class Communicator(Member):
                 if not batch.is_complete or not isinstance(error, trio.Cancelled):
                     raise
             return self._settle_batch(batch)
-        finally:
-            self._busy.release()
 
     async def _wait_verdicts(self, signals: Iterator[Signal]) -> None:
         """Wait, cancelled or not: until then the memory is not the caller's."""

@@ -100,8 +100,12 @@ def check_number(value: float | None, what: str) -> None:
 
 def check_timeout(timeout_s: float | None, what: str = "timeout_s") -> None:
     check_number(timeout_s, what)
-    if timeout_s is not None and not timeout_s > 0:
-        raise ValueError(f"{what} is a number of seconds above 0, or None; not {timeout_s!r}")
+    try:
+        is_sound = timeout_s is None or float(timeout_s) > 0
+    except OverflowError:
+        is_sound = False
+    if not is_sound:
+        raise ValueError(f"{what} is a number of seconds above 0, or None; not {timeout_s!r:.80}")
 
 
 def check_tag(tag: str | None) -> None:

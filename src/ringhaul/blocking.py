@@ -19,8 +19,7 @@ class BlockingMember(Member):
 
     def _run(self, call: PendingCall) -> None:
         """Hand a call over and wait for its end; an interrupt ends it for all members."""
-        self._take_turn()
-        try:
+        with self._turn():
             self._memory.refuse_overlap(call)
             try:
                 self._runtime.submit(call)
@@ -29,13 +28,11 @@ class BlockingMember(Member):
                 else:
                     call.ended.wait()
             except BaseException as error:
-                self._interrupt(call, f"{type(error).__name__} in the caller")
+                self._withdraw(call, f"{type(error).__name__} in the caller")
                 raise
             self._settle(call)
-        finally:
-            self._busy.release()
 
-    def _interrupt(self, call: PendingCall, reason: str) -> None:
+    def _withdraw(self, call: PendingCall, reason: str) -> None:
         """The caller was interrupted: wait for the verdict, so that its memory is its own."""
         try:
             self._runtime.give_up(call, reason)
@@ -47,8 +44,7 @@ class BlockingMember(Member):
 
     def _run_batch(self, batch: Batch) -> list[ReduceInfo]:
         """Drive an `all_reduce_many`; an interrupt ends it for all members."""
-        self._take_turn()
-        try:
+        with self._turn():
             self._memory.refuse_overlap_of(batch.views)
             try:
                 _wait_each(batch.run(self._runtime))
@@ -58,8 +54,6 @@ class BlockingMember(Member):
                 error.add_note(f"all_reduce_many: {done} of {len(batch.infos)} arrays are reduced")
                 raise
             return self._settle_batch(batch)
-        finally:
-            self._busy.release()
 
     def _interrupt_batch(self, batch: Batch, reason: str) -> None:
         try:

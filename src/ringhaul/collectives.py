@@ -93,8 +93,8 @@ def prepare_all_gather(
     check_tag(tag)
     rows = array_view(array, "array", writable=False)
     own = flat_view(array, "array", writable=False)
-    given = None if out is None else array_view(out, "out", writable=True)
-    if given is not None:
+    given = None if out is None else np.asarray(array_view(out, "out", writable=True))
+    if given is not None:  # plain: a matrix would stay of two dimensions
         _check_rows(rows, given, len(view.ring_order))
     signature = Signature(
         kind=CollectiveKind.ALL_GATHER,

@@ -255,6 +255,7 @@ class Communicator(RingCollectives):
             CallTimeout, EvictedError, CoordinatorLost: as in `all_reduce`.
         """
         chosen = check_sync_state(state, strategy, timeout_s, allow_differences, upload_bytes_per_s)
+        self._refuse_in_use(state, allow_differences)  # before it is hashed
         call = prepare_sync_state(state, chosen, timeout_s, allow_differences, upload_bytes_per_s)
         self._run(call)
         return sync_info(call)

@@ -112,7 +112,11 @@ def start_runtime(
         listen=where,
         advertise=parse_advertised(advertise),
     )
-    runtime.start()
+    try:
+        runtime.start()  # waits until the thread runs, and may be interrupted there
+    except BaseException:
+        runtime.close(wait_s=1.0)
+        raise
     return runtime
 
 

@@ -7,6 +7,7 @@ ended means for its caller. Waits for nothing.
 import os
 import threading
 import weakref
+from collections.abc import Collection
 
 from ringhaul.core.peer.steps import View
 from ringhaul.errors import ClosedError, RinghaulError
@@ -15,6 +16,7 @@ from ringhaul.io.peer_runtime import PeerRuntime
 from ringhaul.many import Batch, ParcelBuffers
 from ringhaul.memory import MemoryInUse
 from ringhaul.results import Membership, ReduceInfo
+from ringhaul.state.shared import SharedState
 
 
 class Member:
@@ -79,20 +81,35 @@ class Member:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _take_turn(self) -> None:
-        """Begin a call; `_busy` is to be released at its end."""
+    def _turn(self) -> threading.Lock:
+        """What to hold during a call: an interrupt cannot part `with` from the lock.
+
+        Of two threads that come here in the same instant the second may wait for the first.
+        """
         self._check_process()
-        if not self._busy.acquire(blocking=False):
+        if self._busy.locked():
             raise RinghaulError("another call of this communicator is under way: one at a time")
+        return self._busy
 
     def _begin(self, call: ReduceCall) -> None:
         """Hand over an operation that nobody waits for yet."""
-        self._take_turn()
-        try:
-            self._memory.lend(call)
-            self._runtime.submit(call)
-        finally:
-            self._busy.release()
+        with self._turn():
+            try:
+                self._memory.lend(call)
+                self._runtime.submit(call)
+            except BaseException as error:
+                if call.let_go is not None:  # not refused: an interrupt
+                    self._withdraw(call, f"{type(error).__name__} in the caller")
+                raise
+
+    def _refuse_in_use(self, state: SharedState, apart: Collection[str]) -> None:
+        """Refuse a state of which an operation in flight owns a part that is compared."""
+        compared = [array for name, array in state.arrays.items() if name not in apart]
+        self._memory.refuse_overlap_of(compared)
+
+    def _withdraw(self, call: PendingCall, reason: str) -> None:
+        """The caller was interrupted while it handed a call over, and has nothing to wait with."""
+        self._runtime.give_up(call, reason)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:

@@ -54,17 +54,26 @@ class MemoryInUse:
             RinghaulError: too many are in flight.
         """
         spans = _spans_of(call)
+        longest = max((stop - start for start, stop, _ in spans), default=0)
+
+        def take_back() -> None:
+            self._take_back(spans)
+
         with self._lock:
             if self._work_count >= WORKS_IN_FLIGHT_MAX:
                 raise RinghaulError(
                     f"{WORKS_IN_FLIGHT_MAX} operations are in flight: wait for some of them first"
                 )
             self._check(spans)
+            merged = self._spans.copy()
             for span in spans:
-                insort(self._spans, span)
-                self._longest_bytes = max(self._longest_bytes, span[1] - span[0])
+                insort(merged, span)
+            longest = max(self._longest_bytes, longest)
+            # No call stands between these: an interrupt finds all of it done, or nothing.
+            self._spans = merged
+            self._longest_bytes = longest
             self._work_count += 1
-        call.let_go = lambda: self._take_back(spans)
+            call.let_go = take_back
 
     def _take_back(self, spans: list[Span]) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ Decides when there is one. Where there is no terminal, the log says how far it i
 """
 
 import sys
+from contextlib import suppress
 from typing import IO
 
 from rich.console import Console
@@ -26,9 +27,13 @@ def wait_showing(ended: Signal, progress: Progress, file: IO[str] | None = None)
         progress: what has been fetched so far.
         file: to write to instead of stderr.
     """
-    out = sys.stderr if file is None else file
+    with suppress(Exception):  # whatever stands for stderr: a bar is not worth a call
+        _show_until(ended, progress, sys.stderr if file is None else file)
+    ended.wait()
+
+
+def _show_until(ended: Signal, progress: Progress, out: IO[str] | None) -> None:
     if out is None or not out.isatty():
-        ended.wait()
         return
     if ended.wait(SHOWN_AFTER_S):
         return

@@ -196,6 +196,16 @@ def test_all_gather_fills_the_first_rows_of_out(pair: Ring) -> None:
         np.testing.assert_array_equal(out[:, 0, 0], [1.0, 2.0, 0.0])
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_all_gather_fills_a_matrix(pair: Ring) -> None:
+    outs = [np.zeros((2, 5)).view(np.matrix) for _ in pair]
+
+    each(pair, lambda comm, rank: comm.all_gather(np.full(5, rank + 1.0), out=outs[rank]))
+
+    for out in outs:
+        np.testing.assert_array_equal(out, [[1.0] * 5, [2.0] * 5])
+
+
 def test_the_root_may_give_a_read_only_array(pair: Ring) -> None:
     given = np.arange(1000.0)
     given.flags.writeable = False

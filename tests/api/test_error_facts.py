@@ -3,11 +3,20 @@
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from ringhaul import CallTimeout, CollectiveAborted, Communicator, MismatchError, connect
+from ringhaul import (
+    CallTimeout,
+    CollectiveAborted,
+    Communicator,
+    MismatchError,
+    RinghaulError,
+    connect,
+)
 from ringhaul.core.coordinator.model import Options
 from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged
 
@@ -95,6 +104,29 @@ def test_a_mismatch_and_a_lack_of_members_say_when_they_came(cluster: Members) -
     assert isinstance(error, CollectiveAborted)
     assert error.phase == "waiting for a new ring"
     assert error.seconds is not None
+
+
+def test_who_has_no_memory_for_the_result_is_named_and_all_stay_members(
+    cluster: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well, short = cluster.drivers(2)
+    short_id = short.comm.peer_id
+    buffers = short.comm._runtime._calls._buffers
+
+    def lend(element_count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        raise MemoryError(f"no room for {element_count} of {dtype}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buffers, "lend", lend)
+        futures = [begin_reduce(member, 100, PATIENCE_S) for member in (well, short)]
+        errors = [error_of(future) for future in futures]
+
+    for error in errors:
+        assert type(error) is RinghaulError
+        assert f"{short_id}: out of memory (no room for 100 of float64)" in str(error)
+    for future in [begin_reduce(member, 100, PATIENCE_S) for member in (well, short)]:
+        future.result(PATIENCE_S)
+    assert well.comm.generation == short.comm.generation == 1
 
 
 class Warnings(Logged):

@@ -15,7 +15,7 @@ from ringhaul.core.peer import steps
 from ringhaul.core.peer.steps import Event
 from ringhaul.errors import ClosedError
 from ringhaul.ids import CallId, ReduceOp
-from ringhaul.io.buffers import BufferPool
+from ringhaul.io.buffers import BufferPool, describe_shortage
 from ringhaul.io.calls import AdmitCall, CollectiveCall, PendingCall, ReduceCall, SyncCall
 from ringhaul.io.coded_transfer import CodedTransfer
 from ringhaul.io.packed_transfer import PackedTransfer
@@ -25,6 +25,7 @@ from ringhaul.io.state_serve import StateServer
 from ringhaul.io.sync_runner import SyncRunner
 from ringhaul.quant import RAW, Codec, ErrorMeter, SegmentCoder
 from ringhaul.ring.casts import BFLOAT16, FLOAT16
+from ringhaul.wire.coordinator_messages import Outcome
 
 CoderKey = tuple[Codec, ReduceOp, np.dtype[Any], int]
 _CODERS_MAX = 16
@@ -78,7 +79,11 @@ class CallRunner:
         match effect:
             case steps.BeginTransfer():
                 assert isinstance(call, CollectiveCall)
-                self._begin_transfer(call, effect)
+                try:
+                    self._begin_transfer(call, effect)
+                except MemoryError as error:
+                    detail = describe_shortage(error)
+                    self._step(steps.CallGivenUp(call.id, Outcome.FAILED, detail))
             case steps.DropTransfer():
                 self._release(call)
             case steps.FollowSyncPlan(plan=plan):

@@ -105,8 +105,11 @@ class IncomingLink:
 
     def resume(self) -> None:
         """A generation is open: its data may be read."""
-        for stream in list(self.streams):
-            stream.resume()
+        try:
+            for stream in list(self.streams):
+                stream.resume()
+        except WireError as error:
+            self.on_broken(str(error))
 
     def release(self, transfer: Transfer) -> None:
         """Let go of a transfer's memory: payloads under way are thrown away."""

@@ -14,6 +14,7 @@ from ringhaul import limits
 from ringhaul.core.peer.steps import CallGivenUp, LinkBroken, LinkUp, TransferDone
 from ringhaul.errors import CodecError, WireError
 from ringhaul.ids import NO_GENERATION, OpKey
+from ringhaul.io.buffers import describe_shortage
 from ringhaul.io.incoming import IncomingLink, IncomingStream
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.reactor import Reactor
@@ -53,7 +54,8 @@ class DataPlane:
         self._transfers: dict[TransferKey, Transfer] = {}
         self._early: dict[TransferKey, list[tuple[SegmentHeader, memoryview]]] = {}
         self.early_bytes = 0
-        #: Operations of this generation that ended without result: their data may still arrive.
+        #: Operations of this generation that ended here, the latest of them: copies of their data
+        #: may still arrive.
         self._dead: OrderedDict[TransferKey, None] = OrderedDict()
         self._is_sweeping = False
         self._sweep_wanted = trio.Event()
@@ -111,8 +113,7 @@ class DataPlane:
         """An attempt ended, well or not: no stream holds its memory after this."""
         if self._transfers.get(transfer.key) is transfer:
             del self._transfers[transfer.key]
-            if not transfer.is_done:
-                self._bury(transfer.key)  # the rest of its data is on its way
+            self._bury(transfer.key)  # the rest of its data, or a slow stream's copy, may come
         for link in (self.neighbours.outgoing, self.neighbours.incoming):
             if link is not None:
                 link.release(transfer)
@@ -134,7 +135,7 @@ class DataPlane:
     def _take(self, transfer: Transfer, header: SegmentHeader, payload: memoryview | None) -> None:
         try:
             segments = transfer.accept(header, payload)
-        except CodecError as error:
+        except (CodecError, MemoryError) as error:
             self._fail(transfer, error)
             return
         if segments and self.neighbours.outgoing is not None:
@@ -143,12 +144,15 @@ class DataPlane:
     def _own_segments(self, transfer: Transfer) -> Iterator[Segment]:
         try:
             yield from transfer.first_segments()
-        except CodecError as error:
+        except (CodecError, MemoryError) as error:
             self._fail(transfer, error)
 
-    def _fail(self, transfer: Transfer, error: CodecError) -> None:
+    def _fail(self, transfer: Transfer, error: CodecError | MemoryError) -> None:
         """This rank cannot do its part: all members are to hear why."""
-        self._report(CallGivenUp(transfer.call, Outcome.UNFIT, str(error)))
+        given_up = CallGivenUp(transfer.call, Outcome.UNFIT, str(error))
+        if isinstance(error, MemoryError):
+            given_up = CallGivenUp(transfer.call, Outcome.FAILED, describe_shortage(error))
+        self._report(given_up)
 
     # -- what streams ask ---------------------------------------------------------------------
 

@@ -168,13 +168,14 @@ class Mailbox:
 
     def _ring(self) -> None:
         if not self._is_rung:
-            self._is_rung = True
             self._bell.ring()
+            self._is_rung = True  # last: an interrupt before it costs a ring, not all that follow
 
     def on_ready(self, mask: int) -> None:
         """Do what was posted, for one turn: thousands of calls shall not stop the heartbeats."""
-        self._bell.answer()
-        self._is_rung = False  # before looking: what is posted from now on rings again
+        with self._lock:  # nobody is between ringing and noting it
+            self._bell.answer()
+            self._is_rung = False  # before looking: what is posted from now on rings again
         turn_ends_at = self._clock() + _TURN_S
         while self._acts:
             self._acts.popleft()()

@@ -47,18 +47,21 @@ class Signal:
         `act` may not block nor raise.
         """
         self._acts.append(act)
-        if self._is_set:
-            self._call_back()
+        if self._is_set and self._take(act):  # else whoever has set it calls it
+            act()
 
     def forget(self, act: Callable[[], None]) -> None:
         """Do not call `act` any more, unless that is under way."""
+        self._take(act)
+
+    def _take(self, act: Callable[[], None]) -> bool:
         try:
             self._acts.remove(act)
         except ValueError:
-            return
+            return False
+        return True
 
     def _call_back(self) -> None:
-        """Call what is registered. Both threads of a race come here: each act runs once."""
         while True:
             try:
                 act = self._acts.popleft()

@@ -180,7 +180,9 @@ class Checkpoint:
             self.arrays = {
                 name: _view(entry, foreign.get(name), body) for name, entry in header.items()
             }
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (
+            KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError,
+        ) as error:  # fmt: skip
             raise self._refusal(f"its header is not one of ringhaul's ({error!r:.80})") from None
         for name, array in self.arrays.items():
             if array_digest(array) != digests[name]:
@@ -205,7 +207,7 @@ class Checkpoint:
         entries = (entry for name, entry in header.items() if name != "__metadata__")
         try:
             end = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
             raise self._refusal("it is no safetensors file") from None
         if len(body) != end:
             raise self._refusal(f"{len(body)} bytes of arrays are there instead of {end}")
