@@ -1,5 +1,6 @@
 """Codecs of users, right and wrong: whatever they do, the call ends on all members."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -104,3 +105,86 @@ def test_what_a_lossless_codec_loses_is_nothing_in_any_dtype(pair: Ring, dtype: 
 
     assert [info.codec_error for info in infos] == [MeasuredError(0.0, 0.0)] * 2
     assert all((array == 3).all() for array in arrays)
+
+
+class Faulty(CopyCoder):
+    """Does one thing wrong, from the first batch on."""
+
+    def __init__(self, dtype: np.dtype[Any], fault: str) -> None:
+        super().__init__(dtype)
+        self.fault = fault
+
+    def encoded_size(self, element_count: int) -> Any:  # noqa: ANN401 - also what is no size
+        sizes = {"zero": 0, "negative": -1, "text": "12", "huge": 1 << 40}
+        if self.fault == "size":
+            raise KeyError(element_count)
+        return sizes.get(self.fault, super().encoded_size(element_count))
+
+    def encode(self, values: Array, out: Array, nonce: int) -> None:
+        if self.fault == "encode":
+            raise ValueError("my encode is broken \ud800")
+        if self.fault == "no index":
+            raise UnfitValueError("copy", "x", 1.0, "of no index")  # type: ignore[arg-type]
+        super().encode(values, out, nonce)
+
+    def decode(self, data: Array, out: Array) -> None:
+        if self.fault == "decode":
+            raise IndexError("my decode is broken")
+        super().decode(data, out)
+
+
+class FaultyCodec(CopyCodec):
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def make_coder(self, dtype: np.dtype[Any]) -> CopyCoder:
+        if self.fault == "make":
+            raise RuntimeError("no coder today")
+        if self.fault == "nothing":
+            return None  # type: ignore[return-value]
+        return Faulty(dtype, self.fault)
+
+
+FAULTS = {
+    "make": "failed in make_coder: RuntimeError: no coder today",
+    "nothing": "failed in make_coder: TypeError: it gave a NoneType",
+    "size": "failed in encoded_size: KeyError: 500",
+    "zero": "failed in encoded_size: ValueError: 0 bytes for 500 elements",
+    "negative": "failed in encoded_size: ValueError: -1 bytes",
+    "text": "failed in encoded_size: TypeError: 'str'",
+    "huge": "makes 1099511627776 bytes of 500 elements",
+    "encode": "failed in encode: ValueError: my encode is broken \\ud800",
+    "no index": "failed in encode: UnfitValueError",
+    "decode": "failed in decode: IndexError: my decode is broken",
+}
+
+
+@pytest.mark.parametrize(("fault", "text"), FAULTS.items(), ids=FAULTS)
+def test_whatever_a_codec_raises_fails_the_call_for_all_and_nothing_else(
+    pair: Ring, fault: str, text: str
+) -> None:
+    assert_codec_errors(errors_of(pair, FaultyCodec(fault)), f'codec "copy" {text}')
+
+
+@pytest.mark.parametrize("fault", ["make", "encode", "zero", "decode"])
+def test_one_member_whose_codec_fails_fails_the_call_for_all(pair: Ring, fault: str) -> None:
+    codecs = {pair[0].comm.rank: FaultyCodec(fault), pair[1].comm.rank: CopyCodec()}
+    array = np.ones(300_000, np.float32)
+
+    def act(comm: Communicator) -> None:
+        comm.all_reduce(array, out=np.empty_like(array), codec=codecs[comm.rank], timeout_s=60)
+
+    futures = [driver.begin(act) for driver in pair]
+    errors = [future.exception(PATIENCE_S) for future in futures]
+
+    assert_codec_errors(errors, f'{pair[0].comm.peer_id}: codec "copy" failed in')
+    assert errors_of(pair, CopyCodec()) == [None, None]
+
+
+def test_a_codec_without_a_hash_works(pair: Ring) -> None:
+    @dataclasses.dataclass
+    class Plain(CopyCodec):
+        bits: int = 8
+
+    assert Plain.__hash__ is None
+    assert errors_of(pair, Plain()) == [None, None]

@@ -48,15 +48,17 @@ class UnfitValueError(CodecError):
         return UnfitValueError(self.codec, self.index + offset, self.value, self.why)
 
 
+@runtime_checkable
 class Coder(Protocol):
     """Encodes and decodes batches of one dtype; one per thread, since it holds scratch.
 
     Arrays are one-dimensional and C-contiguous, of 1 to `BATCH_ELEMENTS` elements. `encode`
-    and `decode` neither keep nor change what they read.
+    and `decode` neither keep nor change what they read. Whatever else they raise than is said
+    here fails the call for all members, with a `CodecError` that names it.
     """
 
     def encoded_size(self, element_count: int) -> int:
-        """Bytes of a batch of so many elements: exact, and the same on every peer."""
+        """Bytes of a batch of so many elements, 1 at least: exact, and the same on every peer."""
         ...
 
     def encode(self, values: Values, out: Bytes, nonce: int) -> None:
