@@ -1,5 +1,7 @@
 """`ErrorFeedback` in calls: one call of a tag at a time, whatever becomes of it."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -132,6 +134,23 @@ def test_a_tag_is_kept_through_a_retry() -> None:
 
         assert work.wait(PATIENCE_S).world_size == 1
         assert codec.state_dict()["t"].tolist() == [1.0] * 1000  # nothing was encoded
+
+
+@pytest.mark.parametrize("name", ["uint8", "uint4+zstd"])
+def test_residuals_are_freed_with_the_last_reference_of_the_user(pair: Ring, name: str) -> None:
+    dropped: list[weakref.ref[ErrorFeedback]] = []
+
+    def act(comm: Communicator) -> None:
+        codec = ErrorFeedback(name)
+        dropped.append(weakref.ref(codec))
+        comm.all_reduce(values(), codec=codec, tag="t")
+
+    for _ in range(2):
+        together(pair, act)
+    together(pair, Communicator.barrier)  # the I/O thread has let go of the calls
+    gc.collect()
+
+    assert [reference() for reference in dropped] == [None] * 4
 
 
 async def test_a_second_call_is_refused_in_an_event_loop_too(

@@ -23,7 +23,7 @@ from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_serve import StateServer
 from ringhaul.io.sync_runner import SyncRunner
-from ringhaul.quant import RAW, ErrorMeter, SegmentCoder, ZstdCodec
+from ringhaul.quant import RAW, ErrorFeedback, ErrorMeter, SegmentCoder, ZstdCodec
 from ringhaul.ring.casts import BFLOAT16, FLOAT16
 from ringhaul.wire.coordinator_messages import Outcome
 
@@ -170,6 +170,8 @@ class CallRunner:
         assert call.own is not None
         assert call.signature.op is not None
         codec, op, dtype = call.codec, call.signature.op, call.own.dtype
+        if isinstance(codec, ErrorFeedback):
+            codec = codec.codec  # residuals are the caller's, to be kept or dropped
         inner = codec.inner if isinstance(codec, ZstdCodec) else codec
         # by identity, as a user's codec may have no hash; its coder keeps it alive
         key = (id(inner), codec is inner, op, dtype, world_size)
