@@ -280,6 +280,24 @@ def test_what_is_not_encoded_keeps_its_residual() -> None:
     assert feedback.state_dict()["t"].tolist() == [0, 7, 2, 3, 4]
 
 
+def test_residuals_are_saved_while_a_call_commits() -> None:
+    feedback = ErrorFeedback("uint4")
+    reservation = feedback.reserve("new", 3, np.dtype(np.float32))
+    attempt = reservation.begin()
+
+    class Committing(np.ndarray[Any, Any]):
+        """The I/O thread commits a call of a new tag while this is copied."""
+
+        def copy(self, *_: object) -> Any:  # noqa: ANN401
+            attempt.commit()
+            return np.array(self)
+
+    feedback._residuals["old"] = np.ones(2, np.float32).view(Committing)
+
+    assert list(feedback.state_dict()) == ["old"]
+    assert set(feedback._residuals) == {"old", "new"}
+
+
 def test_a_reservation_begins_attempts_whatever_becomes_of_the_residuals() -> None:
     feedback = ErrorFeedback("uint4")
     first = feedback.reserve("t", 3, np.dtype(np.float32))

@@ -180,8 +180,12 @@ class ErrorFeedback:
         self._residuals.pop(tag, None)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Copies of all residuals by tag, to be saved with this peer's checkpoint."""
-        return {tag: values.copy() for tag, values in self._residuals.items()}
+        """Copies of all residuals by tag, to be saved with this peer's checkpoint.
+
+        Calls may be in flight: each tag's are those before its call, or those after it.
+        """
+        residuals = list(self._residuals.items())  # a call may commit while they are copied
+        return {tag: values.copy() for tag, values in residuals}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Replace all residuals by copies of what `state_dict` gave.
