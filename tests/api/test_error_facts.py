@@ -153,3 +153,15 @@ def test_a_blocking_call_says_whom_it_waits_for_as_a_warning(cluster: Members, c
     late.do(act)
 
     waiting.result(PATIENCE_S)
+
+
+def test_an_interrupt_of_any_name_ends_the_call_for_all(cluster: Members) -> None:
+    first, second = cluster.drivers(2)
+    work = first.do(lambda comm: comm.all_reduce_async(np.ones(5)))
+
+    first.comm._runtime.give_up(work._call, "\ud800" * 1500)
+
+    with pytest.raises(CollectiveAborted, match=r"interrupted by .*\\ud800"):
+        work.wait(PATIENCE_S)
+    with pytest.raises(CollectiveAborted, match=r"interrupted by .*\\ud800"):
+        second.do(lambda comm: comm.all_reduce(np.ones(5), timeout_s=PATIENCE_S))

@@ -23,7 +23,7 @@ from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_serve import StateServer
 from ringhaul.io.sync_runner import SyncRunner
-from ringhaul.quant import RAW, Codec, ErrorFeedback, ErrorMeter, SegmentCoder
+from ringhaul.quant import RAW, Codec, ErrorMeter, SegmentCoder
 from ringhaul.ring.casts import BFLOAT16, FLOAT16
 from ringhaul.wire.coordinator_messages import Outcome
 
@@ -144,9 +144,7 @@ class CallRunner:
         if call.own.nbytes >= _COMPILED_BYTES_MIN and (is_coded or call.own.dtype in _NARROW):
             compiled.start()
         if isinstance(call, ReduceCall) and call.codec is not RAW:
-            feedback = None
-            if isinstance(call.codec, ErrorFeedback):
-                feedback = call.codec.begin(call.tag, call.own.size, call.own.dtype)
+            feedback = call.reservation.begin() if call.reservation is not None else None
             coder = self._coder_for(call, begin.world_size)
             if coder.compressor is not None and coder.is_raw:
                 call.transfer = PackedTransfer(compressor=coder.compressor, **facts)

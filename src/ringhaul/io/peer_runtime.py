@@ -30,6 +30,7 @@ from ringhaul.io.reactor import Mailbox
 from ringhaul.io.signals import Signal
 from ringhaul.io.sockets import DataSocket, close_on_fork
 from ringhaul.io.system import REAL, Listening, System, is_loopback
+from ringhaul.texts import printable
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Began, Outcome
 from ringhaul.wire.records import Address
@@ -87,7 +88,16 @@ class PeerRuntime:
         self._thread.start()
 
     def submit(self, call: PendingCall) -> None:
-        """Hand over a call; its `ended` will be set, whatever happens."""
+        """Hand over a call; its `ended` will be set, whatever happens.
+
+        Raises:
+            ValueError: another call has what it needs for itself; it has ended.
+        """
+        try:
+            call.claim()
+        except BaseException as error:
+            call.end(error=error)
+            raise
         if not self._post(lambda: self._calls.on_submitted(call)):
             call.end(error=self._closed_error())
 
@@ -99,7 +109,8 @@ class PeerRuntime:
 
         def act() -> None:
             if call.id in self._calls:
-                self._step(steps.CallGivenUp(call.id, Outcome.INTERRUPTED, detail))
+                event = steps.CallGivenUp(call.id, Outcome.INTERRUPTED, printable(detail))
+                self._step(event)
             else:
                 call.end(error=ClosedError("interrupted before it began"))
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul.errors import CodecError
+from ringhaul.texts import printable
 
 #: Elements a coder is handed at a time: operands and scratch stay in the second-level cache, and
 #: what NumPy takes per call, some 30 calls of 1.5 us, is small beside 100 us for the elements.
@@ -35,7 +36,8 @@ class UnfitValueError(CodecError):
     """
 
     def __init__(self, codec: str, index: int, value: float, why: str) -> None:
-        super().__init__(f'codec "{codec}" cannot carry element {index}, {value!r}: {why}')
+        text = f'codec "{codec}" cannot carry element {index}, {value!r}: {why}'
+        super().__init__(printable(text))
         self.codec = codec
         self.index = index
         self.value = value

@@ -75,7 +75,8 @@ class SegmentCoder:
         self._adding_coder: AddingCoder | None = None
         if self._kernel.plain_ufunc is np.add and isinstance(self._partial_coder, AddingCoder):
             self._adding_coder = self._partial_coder
-        self._final_dtype = self._wide if codec.is_lossy else self._kernel.dtype
+        self._is_lossy = codec.is_lossy
+        self._final_dtype = self._wide if self._is_lossy else self._kernel.dtype
         self._final_coder = self._partial_coder
         if self._final_dtype != self._wide:
             self._final_coder = codec.make_coder(self._final_dtype)
@@ -302,7 +303,7 @@ class SegmentCoder:
         final: bool = False,
     ) -> None:
         """Keep what encoding `values` as `data` lost, in units of this rank's own values."""
-        if residual is None and meter is None:
+        if residual is None and (meter is None or not self._is_lossy):
             return
         lost = self._decoded[: values.size] if residual is None else residual.pending[batch]
         (self._final_coder if final else self._partial_coder).decode(data, lost)
