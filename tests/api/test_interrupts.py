@@ -5,6 +5,7 @@ returns. A profile function hears of just those places, and what it raises is ra
 """
 
 import itertools
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 
 from ringhaul import Communicator, SharedState, connect
+from ringhaul.core.peer.steps import CloseCalled
 from ringhaul.io.peer_runtime import PeerRuntime
+from ringhaul.io.reactor import Mailbox
 from ringhaul.testing.threads import PATIENCE_S, CoordinatorThread
 
 
@@ -121,3 +124,20 @@ def test_an_interrupted_connect_leaves_nobody_behind(monkeypatch: pytest.MonkeyP
             connect(address)
         started[0]._thread.join(PATIENCE_S)
         assert not started[0]._thread.is_alive()
+
+
+def test_what_comes_when_all_has_ended_does_nothing(
+    alone: Communicator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = alone._runtime
+    close = Mailbox.close
+
+    def close_late(mailbox: Mailbox) -> None:
+        mailbox.post(lambda: runtime._step(CloseCalled()))
+        close(mailbox)
+
+    monkeypatch.setattr(Mailbox, "close", close_late)
+    runtime.abandon()
+    assert runtime.ended.wait(PATIENCE_S)
+
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

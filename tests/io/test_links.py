@@ -153,6 +153,40 @@ async def test_a_copy_that_comes_after_its_operation_has_ended_is_not_kept() -> 
         assert not sides[1].plane._early
 
 
+@pytest.mark.parametrize("ends_with", ["a grant", "a verdict"])
+async def test_a_payload_half_read_counts_no_more_once_its_operation_is_granted_or_over(
+    ends_with: str,
+) -> None:
+    """The sender has its budget back, and spends it on another stream."""
+    async with two_sides(streams=0) as sides:
+        link, plane = sides[1].incoming, sides[1].plane
+        pairs = [stream_pair() for _ in range(4)]
+        for _, far in pairs:
+            link.add(far)
+        heads = [
+            SegmentHeader(SegmentKind.REDUCE_SCATTER, GENERATION, 0, n, 0, 0, 0, PAYLOAD_BYTES_MAX)
+            for n in range(4)
+        ]
+        pairs[0][0].send_nowait([heads[0].pack(), bytes(100)])
+        while plane.early_bytes != PAYLOAD_BYTES_MAX:
+            await trio.lowlevel.checkpoint()
+        if ends_with == "a grant":
+            plane.begin(sides[1].transfer(values(1, ELEMENTS), 0))
+        else:
+            plane.forget(OpKey(None, 0))
+
+        assert plane.early_bytes == 0
+        link.streams[0].sock.close()  # what it counted for is not given back once more
+        link.on_stream_ended(link.streams[0], "closed")
+        for number in (1, 2, 3):
+            pairs[number][0].send_nowait([heads[number].pack()])
+        while not link.is_closed:  # by the third: the sender had budget for one and one more
+            assert 0 <= plane.early_bytes <= 2 * limits.EAGER_BYTES_MAX
+            await trio.lowlevel.checkpoint()
+        for near, _ in pairs:
+            near.close()
+
+
 async def test_acknowledging_more_than_was_sent_breaks_the_link() -> None:
     async with two_sides(streams=1) as sides:
         liar = SegmentHeader(SegmentKind.ACK, 0, 0, 0, 0, 0, 7, 0)

@@ -224,14 +224,16 @@ class GatherCall(ValueCall):
     def result_memory(
         self, rank: Rank, world_size: int, buffers: BufferPool
     ) -> NDArray[Any] | None:
-        """The first rows of `out`."""
+        """The first rows of `out`, if it has as many."""
         assert self.own is not None
-        return None if self.out is None else self.out.reshape(-1)[: world_size * self.own.size]
+        if self.out is None or len(self.out) < world_size:
+            return None
+        return self.out.reshape(-1)[: world_size * self.own.size]
 
     def commit(self, transfer: RingTransfer) -> None:
         """Cut the result into rows."""
         world_size = transfer.plan.world_size
-        if self.out is not None:
+        if self.out is not None and len(self.out) >= world_size:
             self.value = self.out[:world_size]
         else:
             self.value = transfer.result.reshape(world_size, *self.shape)

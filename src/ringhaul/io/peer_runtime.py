@@ -71,6 +71,8 @@ class PeerRuntime:
         self._calls = CallRunner(self._step)
         self._events: deque[Event] = deque()
         self._is_stepping = False
+        #: Nothing runs any more that an event could have done: calls end with the thread.
+        self._is_over = False
         self._links: dict[LinkId, MessageLink] = {}
         self._link_count = 0
         #: Reentrant: a communicator may be garbage-collected wherever this thread is.
@@ -218,6 +220,7 @@ class PeerRuntime:
                     self._step(steps.CloseCalled())
                 await trio.sleep_forever()
         finally:
+            self._is_over = True
             listening.close()
             if self._mailbox is not None:
                 self._mailbox.close()
@@ -238,6 +241,8 @@ class PeerRuntime:
 
     def _step(self, event: Event) -> None:
         """Feed one event; effects may cause more, which wait for their turn."""
+        if self._is_over:
+            return
         self._events.append(event)
         if self._is_stepping:
             return

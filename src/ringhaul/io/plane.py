@@ -88,6 +88,7 @@ class DataPlane:
         """Send what is ours, take what came early, and grant the rest."""
         assert transfer.generation == self.generation
         self._transfers[transfer.key] = transfer
+        self._uncount(transfer.key)
         early = self._early.pop(transfer.key, ())
         if self.neighbours.incoming is not None:
             self.neighbours.incoming.grant(transfer)
@@ -128,9 +129,27 @@ class DataPlane:
 
     def _bury(self, key: TransferKey) -> None:
         """Remember that a key is dead; the oldest, whose data came long ago, are forgotten."""
+        self._uncount(key)
         self._dead[key] = None
         while len(self._dead) > limits.VERDICTS_KEPT_MAX:
             self._dead.popitem(last=False)
+
+    def _uncount(self, key: TransferKey) -> None:
+        """An operation is granted, or over: its sender has its budget back at once.
+
+        So what streams have half read of its early data takes nothing of it any more.
+        """
+        if self.neighbours.incoming is None:
+            return
+        for stream in self.neighbours.incoming.streams:
+            header = stream.header
+            if header is not None and (header.tag_hash, header.ordinal) == key:
+                self._uncount_payload(stream, header)
+
+    def _uncount_payload(self, stream: IncomingStream, header: SegmentHeader) -> None:
+        if header.generation == self.generation:
+            self.early_bytes -= stream.eager_cost
+        stream.eager_cost = 0
 
     def _take(self, transfer: Transfer, header: SegmentHeader, payload: memoryview | None) -> None:
         try:
@@ -177,9 +196,11 @@ class DataPlane:
         if key in self._dead:
             return
         cost = eager_cost(header.payload_bytes)
-        if self.early_bytes + cost > limits.EAGER_BYTES_MAX:
+        if self.early_bytes + cost > 2 * limits.EAGER_BYTES_MAX:
+            # Twice: a sender may hear first that an operation has failed, and go on.
             raise WireError("more early data than was granted")
         self.early_bytes += cost
+        stream.eager_cost = cost
         stream.eager = np.empty(header.payload_bytes, np.uint8).data  # not zeroed, as bytearray is
         stream.payload = stream.eager
 
@@ -192,8 +213,9 @@ class DataPlane:
         if stream.eager is not None:
             if transfer is None and key not in self._dead:
                 self._early.setdefault(key, []).append((header, stream.eager))
+                stream.eager_cost = 0  # it counts as long as it is kept
                 return
-            self.early_bytes -= eager_cost(len(stream.eager))
+            self._uncount_payload(stream, header)
         elif stream.transfer is None or stream.transfer is not transfer:
             return
         if transfer is None or (stream.eager is not None and not transfer.expects(header)):
@@ -205,11 +227,9 @@ class DataPlane:
 
     def drop_partial(self, stream: IncomingStream) -> None:
         """A payload will never be whole."""
-        if stream.eager is not None:
-            header = stream.header
-            if header is not None and header.generation == self.generation:
-                self.early_bytes -= eager_cost(len(stream.eager))
-            stream.eager = None
+        if stream.header is not None:
+            self._uncount_payload(stream, stream.header)
+        stream.eager = None
 
     def on_incoming_broken(self, link: IncomingLink, reason: str) -> None:
         """The link from the previous rank is of no use any more."""
