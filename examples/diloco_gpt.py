@@ -14,13 +14,12 @@ matplotlib) shows held-out bits per byte over time and over bytes sent. `--check
 written every 10 rounds, and read at the start if it exists.
 """
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 
-from local import add_network_options, connect, start_local
+from local import add_network_options, connect, make_parser, start_local
 from small_gpt import SmallGPT, Text, learning_rate
 
 import ringhaul.torch
@@ -32,9 +31,7 @@ CHECKPOINT_EVERY_ROUNDS = 10
 
 def parse():
     """The command line; the same on all peers but for the network."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add_network_options(parser)
     add("--mode", choices=["sync", "delayed", "eager", "streaming"], default="sync")

@@ -11,10 +11,8 @@ Kill any of them with `kill -9`, start others: see `examples/README.md`. All pee
 data; after every round all hold the same parameters, bit for bit: the digests printed are equal.
 """
 
-import argparse
-
 import numpy as np
-from local import add_network_options, connect, start_local
+from local import add_network_options, connect, make_parser, start_local
 
 from ringhaul.diloco import DelayedDiLoCo, DiLoCo, StreamingDiLoCo
 
@@ -49,9 +47,7 @@ def make_outer(args, comm, params):
 
 def main():
     """Train until the run has made so many outer steps."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_network_options(parser)
     parser.add_argument("--mode", choices=["sync", "delayed", "eager", "streaming"], default="sync")
     parser.add_argument("--inner-steps", type=int, default=50)

@@ -14,12 +14,11 @@ All sites need the same number of processes. If one process of a site is lost, t
 others of that site; the other sites go on. Restart the site and it joins again.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 
-from local import local_coordinator
+from local import local_coordinator, make_parser, process_count
 from small_gpt import SmallGPT, Text
 
 import ringhaul
@@ -112,17 +111,15 @@ def start_site(args, address, site, port):
 
 def main():
     """Start sites, or be a process of one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--coordinator", default=os.environ.get("RINGHAUL_COORDINATOR", "127.0.0.1:48148"))
     add("--site", default="site")
     add("--min-sites", type=int, default=1)
     add("--codec", default="raw")
     add("--text")
-    add("--local-sites", type=int)
-    add("--shards", type=int, default=2)
+    add("--local-sites", type=process_count)
+    add("--shards", type=process_count, default=2)
     args = parser.parse_args()
     if not args.local_sites:
         train(args)

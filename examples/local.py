@@ -1,5 +1,6 @@
 """What the examples share: where the coordinator is, and a run of several peers on one machine."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -7,6 +8,22 @@ import subprocess
 import sys
 
 import ringhaul
+
+
+def make_parser(text):
+    """For an example's options, by their whole names: peers get all of them but `--local`."""
+    return argparse.ArgumentParser(
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def process_count(word):
+    """So many processes: the type of an option."""
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not 1 or more")
+    return int(word)
 
 
 def add_network_options(parser):
@@ -31,7 +48,10 @@ def add_network_options(parser):
     )
     group.add_argument("--min-peers", type=int, default=1, help="wait until so many are there")
     group.add_argument(
-        "--local", type=int, metavar="N", help="start a coordinator and N peers on this machine"
+        "--local",
+        type=process_count,
+        metavar="N",
+        help="start a coordinator and N peers on this machine",
     )
 
 
@@ -64,27 +84,23 @@ def without_local(words):
     """The options of a peer, from those of the run."""
     kept, skip = [], False
     for word in words:
-        if not skip and not word.startswith("--local"):
+        if not skip and word.partition("=")[0] != "--local":
             kept.append(word)
         skip = word == "--local"
     return kept
 
 
 def start_peer(script, address, name, words, **options):
-    """One more process of the script."""
+    """One more process of the script: a peer, which starts no others."""
+    words = [*without_local(words), "--coordinator", address, "--name", name]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    return subprocess.Popen(
-        [sys.executable, script, *words, "--coordinator", address, "--name", name],
-        env=environment,
-        **options,
-    )
+    return subprocess.Popen([sys.executable, script, *words], env=environment, **options)
 
 
 def start_local(script, count):
     """Run the script `count` times on this machine, wait; the worst exit code."""
-    words = without_local(sys.argv[1:])
     with local_coordinator() as address:
-        peers = [start_peer(script, address, f"peer{i}", words) for i in range(count)]
+        peers = [start_peer(script, address, f"peer{i}", sys.argv[1:]) for i in range(count)]
         try:
             return max(abs(peer.wait()) for peer in peers)
         except KeyboardInterrupt:
