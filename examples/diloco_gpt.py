@@ -24,7 +24,7 @@ from small_gpt import SmallGPT, Text, learning_rate
 
 import ringhaul.torch
 import torch
-from ringhaul.diloco import nesterov
+from ringhaul.diloco import SGD, nesterov
 
 CHECKPOINT_EVERY_ROUNDS = 10
 
@@ -56,13 +56,21 @@ def parse():
     return parser.parse_args()
 
 
+def outer_optimizer(args):
+    """DiLoCo's, unless other settings were asked for; no momentum leaves plain SGD."""
+    is_late = args.mode in ("delayed", "eager")
+    lr, momentum = args.outer_lr, args.outer_momentum
+    if lr is None:
+        lr = 0.4 if is_late else 0.7
+    if momentum is None:
+        momentum = 0.5 if is_late else 0.9
+    return nesterov(lr, momentum) if momentum else SGD(lr)
+
+
 def make_outer(args, model, inner, comm, resume):
     """The training loop that was asked for."""
-    is_late = args.mode in ("delayed", "eager")
-    lr = args.outer_lr or (0.4 if is_late else 0.7)
-    momentum = args.outer_momentum or (0.5 if is_late else 0.9)
     common = {
-        "outer_optimizer": nesterov(lr, momentum),
+        "outer_optimizer": outer_optimizer(args),
         "codec": args.codec,
         "max_seconds_per_round": args.max_seconds_per_round,
         "resume": resume,

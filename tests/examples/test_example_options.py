@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ringhaul.diloco import SGD, nesterov
+
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
 Load = Callable[[str], ModuleType]
 
@@ -79,3 +81,23 @@ def test_a_peer_starts_no_peers(load: Load, started: list[list[str]], words: lis
     found = started[0][1:]
     assert found[:5] == ["script.py", "--mode", "sync", "--localize", "x"]
     assert found[5:] == ["--coordinator", "host:1", "--name", "a"]
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("words", "optimizer"),
+    [
+        ([], nesterov(0.7, 0.9)),
+        (["--mode", "eager"], nesterov(0.4, 0.5)),
+        (["--outer-lr", "0"], nesterov(0.0, 0.9)),
+        (["--outer-momentum", "0"], SGD(0.7)),
+        (["--outer-lr", "0.5", "--outer-momentum", "0.25"], nesterov(0.5, 0.25)),
+    ],
+)
+def test_a_zero_is_a_setting_too(
+    load: Load, monkeypatch: pytest.MonkeyPatch, words: list[str], optimizer: SGD
+) -> None:
+    example = load("diloco_gpt")
+    monkeypatch.setattr("sys.argv", ["diloco_gpt.py", *words])
+
+    assert example.outer_optimizer(example.parse()) == optimizer
