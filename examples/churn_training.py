@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from local import local_coordinator, make_parser, process_count, start_peer
+from local import check_plots, local_coordinator, make_parser, process_count, start_peer
 
 SCRIPT = str(Path(__file__).with_name("diloco_gpt.py"))
 
@@ -123,7 +123,10 @@ def run(story, args):
 def main():
     """Train, disturb, check, plot."""
     args = parse()
+    if args.plot:
+        check_plots()
     folder = Path(args.metrics or tempfile.mkdtemp(prefix="churn-"))
+    print(f"-- metrics in {folder}", flush=True)
     with local_coordinator() as address:
         story = Story(address, args, folder)
         try:

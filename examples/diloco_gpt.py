@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from local import add_network_options, connect, make_parser, start_local
+from local import add_network_options, check_plots, connect, make_parser, start_local
 from small_gpt import SmallGPT, Text, learning_rate
 
 import ringhaul.torch
@@ -174,7 +174,9 @@ def main():
         train(args)
         return
     if args.plot and not args.metrics:
-        raise SystemExit("--plot needs --metrics DIR")
+        sys.exit("--plot needs --metrics DIR")
+    if args.plot:
+        check_plots()
     code = start_local(__file__, args.local)
     if args.plot and not code:
         from plots import plot_metrics

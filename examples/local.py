@@ -55,6 +55,14 @@ def add_network_options(parser):
     )
 
 
+def check_plots():
+    """End here, not after the training, if there is nothing to draw a plot with."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"--plot needs matplotlib: pip install 'ringhaul[examples]' ({error})")
+
+
 def connect(args):
     """A communicator, as the options say."""
     return ringhaul.connect(

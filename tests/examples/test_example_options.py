@@ -1,6 +1,7 @@
 """What the examples make of their options. No test here starts a process."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
@@ -81,6 +82,26 @@ def test_a_peer_starts_no_peers(load: Load, started: list[list[str]], words: lis
     found = started[0][1:]
     assert found[:5] == ["script.py", "--mode", "sync", "--localize", "x"]
     assert found[5:] == ["--coordinator", "host:1", "--name", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("churn_training", []),
+        pytest.param("diloco_gpt", ["--local", "2", "--metrics", "out"], marks=needs_torch),
+    ],
+)
+def test_a_plot_without_matplotlib_is_refused_before_training(
+    call: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+    started: list[list[str]],
+    name: str,
+    words: list[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+
+    assert "pip install 'ringhaul[examples]'" in call(name, *words, "--plot", "loss.png")
+    assert not started
 
 
 @needs_torch
