@@ -19,7 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from local import check_plots, local_coordinator, make_parser, process_count, start_peer
+from local import (
+    check_plots,
+    local_coordinator,
+    make_parser,
+    process_count,
+    run_example,
+    start_peer,
+)
 
 SCRIPT = str(Path(__file__).with_name("diloco_gpt.py"))
 
@@ -150,4 +157,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -19,7 +19,15 @@ import sys
 import time
 from pathlib import Path
 
-from local import add_network_options, check_plots, connect, make_parser, start_local
+from local import (
+    add_network_options,
+    check_plots,
+    connect,
+    explained,
+    make_parser,
+    run_example,
+    start_local,
+)
 from small_gpt import SmallGPT, Text, learning_rate
 
 import ringhaul.torch
@@ -131,14 +139,16 @@ class Journal:
 def train(args):
     """One peer."""
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
-    text = Text(args.text)
+    with explained():
+        text = Text(args.text)
     model = SmallGPT(args.width, args.layers, 4, args.context).to(args.device)
     inner = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     resume = None
     if args.checkpoint and Path(args.checkpoint).exists():
         resume = torch.load(args.checkpoint, weights_only=True)
     with connect(args) as comm:
-        outer = make_outer(args, model, inner, comm, resume)
+        with explained():
+            outer = make_outer(args, model, inner, comm, resume)
         journal = Journal(args, comm)
         is_round_end = True
         while outer.position < args.steps or not is_round_end:
@@ -186,4 +196,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

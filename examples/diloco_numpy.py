@@ -12,7 +12,7 @@ data; after every round all hold the same parameters, bit for bit: the digests p
 """
 
 import numpy as np
-from local import add_network_options, connect, make_parser, start_local
+from local import add_network_options, connect, explained, make_parser, run_example, start_local
 
 from ringhaul.diloco import DelayedDiLoCo, DiLoCo, StreamingDiLoCo
 
@@ -64,7 +64,8 @@ def main():
         "out.w": rng.normal(0, 0.1, (64, 1)).astype(np.float32),
     }
     with connect(args) as comm:
-        outer = make_outer(args, comm, params)  # a newcomer gets the run's parameters here
+        with explained():
+            outer = make_outer(args, comm, params)  # a newcomer gets the run's parameters here
         print(f"{comm.peer_id}: {comm.world_size} peers, outer step {outer.round}", flush=True)
         is_round_end = True
         while outer.round < args.rounds or not is_round_end:
@@ -83,4 +84,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -63,29 +64,65 @@ def check_plots():
         sys.exit(f"--plot needs matplotlib: pip install 'ringhaul[examples]' ({error})")
 
 
+def run_example(main):
+    """Call it; after Ctrl-C, end without a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def explained():
+    """What cannot be set up as the options say ends the program with a line, not a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ringhaul.ConnectError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
 def connect(args):
     """A communicator, as the options say."""
-    return ringhaul.connect(
-        args.coordinator,
-        name=args.name,
-        listen=args.listen,
-        advertise=args.advertise,
-        min_world_size=args.min_peers,
-    )
+    with explained():
+        return ringhaul.connect(
+            args.coordinator,
+            name=args.name,
+            listen=args.listen,
+            advertise=args.advertise,
+            min_world_size=args.min_peers,
+        )
+
+
+@contextlib.contextmanager
+def shielded():
+    """Ctrl-C is not for the processes started here: the one that starts them ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def end(children):
+    """Leave none of them behind."""
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.wait()
 
 
 @contextlib.contextmanager
 def local_coordinator():
     """A coordinator on a free port of this machine; gives its address."""
     words = ["coordinator", "--listen", "127.0.0.1:0", "--new", "--json"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ringhaul", *words], stdout=subprocess.PIPE, text=True
-    )
+    with shielded():
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ringhaul", *words], stdout=subprocess.PIPE, text=True
+        )
     try:
         yield json.loads(child.stdout.readline())["address"]
     finally:
-        child.terminate()
-        child.wait()
+        end([child])
 
 
 def without_local(words):
@@ -102,16 +139,18 @@ def start_peer(script, address, name, words, **options):
     """One more process of the script: a peer, which starts no others."""
     words = [*without_local(words), "--coordinator", address, "--name", name]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    return subprocess.Popen([sys.executable, script, *words], env=environment, **options)
+    with shielded():
+        return subprocess.Popen([sys.executable, script, *words], env=environment, **options)
 
 
 def start_local(script, count):
     """Run the script `count` times on this machine, wait; the worst exit code."""
+    peers = []
     with local_coordinator() as address:
-        peers = [start_peer(script, address, f"peer{i}", sys.argv[1:]) for i in range(count)]
         try:
+            peers.extend(
+                start_peer(script, address, f"peer{i}", sys.argv[1:]) for i in range(count)
+            )
             return max(abs(peer.wait()) for peer in peers)
-        except KeyboardInterrupt:
-            for peer in peers:
-                peer.terminate()
-            return 130
+        finally:
+            end(peers)
