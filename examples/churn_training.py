@@ -12,7 +12,6 @@ Options after `--` go to `diloco_gpt.py`:
 At the end it checks that peers which made the same round held the same bits after it.
 """
 
-import argparse
 import random
 import signal
 import sys
@@ -20,21 +19,26 @@ import tempfile
 import time
 from pathlib import Path
 
-from local import local_coordinator, start_peer
+from local import (
+    check_plots,
+    local_coordinator,
+    make_parser,
+    process_count,
+    run_example,
+    start_peer,
+)
 
 SCRIPT = str(Path(__file__).with_name("diloco_gpt.py"))
 
 
 def parse():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--seconds", type=float, default=120.0)
     add("--every", type=float, default=10.0, help="seconds before each event")
-    add("--peers", type=int, default=3, help="at the start")
-    add("--peers-max", type=int, default=4)
+    add("--peers", type=process_count, default=3, help="at the start")
+    add("--peers-max", type=process_count, default=4)
     add("--seed", type=int, default=0, help="of the schedule")
     add("--metrics", metavar="DIR", help="default: a temporary one")
     add("--plot", metavar="FILE", help="needs matplotlib")
@@ -126,7 +130,10 @@ def run(story, args):
 def main():
     """Train, disturb, check, plot."""
     args = parse()
+    if args.plot:
+        check_plots()
     folder = Path(args.metrics or tempfile.mkdtemp(prefix="churn-"))
+    print(f"-- metrics in {folder}", flush=True)
     with local_coordinator() as address:
         story = Story(address, args, folder)
         try:
@@ -150,4 +157,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -14,27 +14,32 @@ matplotlib) shows held-out bits per byte over time and over bytes sent. `--check
 written every 10 rounds, and read at the start if it exists.
 """
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 
-from local import add_network_options, connect, start_local
+from local import (
+    add_network_options,
+    check_plots,
+    connect,
+    explained,
+    make_parser,
+    run_example,
+    start_local,
+)
 from small_gpt import SmallGPT, Text, learning_rate
 
 import ringhaul.torch
 import torch
-from ringhaul.diloco import nesterov
+from ringhaul.diloco import SGD, nesterov
 
 CHECKPOINT_EVERY_ROUNDS = 10
 
 
 def parse():
     """The command line; the same on all peers but for the network."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add_network_options(parser)
     add("--mode", choices=["sync", "delayed", "eager", "streaming"], default="sync")
@@ -59,13 +64,21 @@ def parse():
     return parser.parse_args()
 
 
+def outer_optimizer(args):
+    """DiLoCo's, unless other settings were asked for; no momentum leaves plain SGD."""
+    is_late = args.mode in ("delayed", "eager")
+    lr, momentum = args.outer_lr, args.outer_momentum
+    if lr is None:
+        lr = 0.4 if is_late else 0.7
+    if momentum is None:
+        momentum = 0.5 if is_late else 0.9
+    return nesterov(lr, momentum) if momentum else SGD(lr)
+
+
 def make_outer(args, model, inner, comm, resume):
     """The training loop that was asked for."""
-    is_late = args.mode in ("delayed", "eager")
-    lr = args.outer_lr or (0.4 if is_late else 0.7)
-    momentum = args.outer_momentum or (0.5 if is_late else 0.9)
     common = {
-        "outer_optimizer": nesterov(lr, momentum),
+        "outer_optimizer": outer_optimizer(args),
         "codec": args.codec,
         "max_seconds_per_round": args.max_seconds_per_round,
         "resume": resume,
@@ -126,14 +139,16 @@ class Journal:
 def train(args):
     """One peer."""
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
-    text = Text(args.text)
+    with explained():
+        text = Text(args.text)
     model = SmallGPT(args.width, args.layers, 4, args.context).to(args.device)
     inner = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     resume = None
     if args.checkpoint and Path(args.checkpoint).exists():
         resume = torch.load(args.checkpoint, weights_only=True)
     with connect(args) as comm:
-        outer = make_outer(args, model, inner, comm, resume)
+        with explained():
+            outer = make_outer(args, model, inner, comm, resume)
         journal = Journal(args, comm)
         is_round_end = True
         while outer.position < args.steps or not is_round_end:
@@ -169,7 +184,9 @@ def main():
         train(args)
         return
     if args.plot and not args.metrics:
-        raise SystemExit("--plot needs --metrics DIR")
+        sys.exit("--plot needs --metrics DIR")
+    if args.plot:
+        check_plots()
     code = start_local(__file__, args.local)
     if args.plot and not code:
         from plots import plot_metrics
@@ -179,4 +196,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -11,10 +11,8 @@ Kill any of them with `kill -9`, start others: see `examples/README.md`. All pee
 data; after every round all hold the same parameters, bit for bit: the digests printed are equal.
 """
 
-import argparse
-
 import numpy as np
-from local import add_network_options, connect, start_local
+from local import add_network_options, connect, explained, make_parser, run_example, start_local
 
 from ringhaul.diloco import DelayedDiLoCo, DiLoCo, StreamingDiLoCo
 
@@ -49,9 +47,7 @@ def make_outer(args, comm, params):
 
 def main():
     """Train until the run has made so many outer steps."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_network_options(parser)
     parser.add_argument("--mode", choices=["sync", "delayed", "eager", "streaming"], default="sync")
     parser.add_argument("--inner-steps", type=int, default=50)
@@ -68,7 +64,8 @@ def main():
         "out.w": rng.normal(0, 0.1, (64, 1)).astype(np.float32),
     }
     with connect(args) as comm:
-        outer = make_outer(args, comm, params)  # a newcomer gets the run's parameters here
+        with explained():
+            outer = make_outer(args, comm, params)  # a newcomer gets the run's parameters here
         print(f"{comm.peer_id}: {comm.world_size} peers, outer step {outer.round}", flush=True)
         is_round_end = True
         while outer.round < args.rounds or not is_round_end:
@@ -87,4 +84,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

@@ -14,12 +14,19 @@ All sites need the same number of processes. If one process of a site is lost, t
 others of that site; the other sites go on. Restart the site and it joins again.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 
-from local import local_coordinator
+from local import (
+    end,
+    explained,
+    local_coordinator,
+    make_parser,
+    process_count,
+    run_example,
+    shielded,
+)
 from small_gpt import SmallGPT, Text
 
 import ringhaul
@@ -63,7 +70,8 @@ def train(args):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")  # of this site alone; from torchrun's variables
     rank = distributed.get_rank()
-    text = Text(args.text)
+    with explained():
+        text = Text(args.text)
     distributed.barrier()  # all of a site ask to be admitted at about the same time
     model = SmallGPT(width=32, layers=2, context=32)
     shard(model)
@@ -71,7 +79,8 @@ def train(args):
     with ringhaul.connect(
         args.coordinator, group=rank, min_world_size=args.min_sites, name=f"{args.site}-{rank}"
     ) as comm:
-        outer = DiLoCo(comm, local_shards(model), INNER_STEPS, codec=args.codec)
+        with explained():
+            outer = DiLoCo(comm, local_shards(model), INNER_STEPS, codec=args.codec)
         wait_complete(comm, outer)
         while outer.position < STEPS:
             # another batch in each process; the same position in all groups
@@ -112,29 +121,30 @@ def start_site(args, address, site, port):
 
 def main():
     """Start sites, or be a process of one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--coordinator", default=os.environ.get("RINGHAUL_COORDINATOR", "127.0.0.1:48148"))
     add("--site", default="site")
     add("--min-sites", type=int, default=1)
     add("--codec", default="raw")
     add("--text")
-    add("--local-sites", type=int)
-    add("--shards", type=int, default=2)
+    add("--local-sites", type=process_count)
+    add("--shards", type=process_count, default=2)
     args = parser.parse_args()
     if not args.local_sites:
         train(args)
         return
+    processes = []
     with local_coordinator() as address:
-        peers = [
-            peer
-            for site in range(args.local_sites)
-            for peer in start_site(args, address, site, 29500 + os.getpid() % 1000 + site)
-        ]
-        sys.exit(max(abs(peer.wait()) for peer in peers))
+        try:
+            for site in range(args.local_sites):
+                port = 29500 + os.getpid() % 1000 + site
+                with shielded():
+                    processes.extend(start_site(args, address, site, port))
+            sys.exit(max(abs(process.wait()) for process in processes))
+        finally:
+            end(processes)
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

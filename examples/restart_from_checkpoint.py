@@ -9,14 +9,17 @@ are brought up to it. A worker is the program you would write:
     python examples/restart_from_checkpoint.py --worker ADDRESS FILE NAME STEPS
 """
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from local import run_example, shielded
 
 import ringhaul
 
@@ -53,37 +56,40 @@ def worker(address: str, file: Path, name: str, steps: int) -> None:
     print(f"{name} ends, all weights are {params['step'][0]}: {right}", flush=True)
 
 
-def start(folder: Path, steps: int) -> list[subprocess.Popen[str]]:
-    """A coordinator, then the workers."""
+@contextlib.contextmanager
+def started(folder: Path, steps: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """The workers and their coordinator; at the end all are killed with SIGKILL."""
     words = [sys.executable, "-m", "ringhaul", "coordinator", "--listen", "127.0.0.1:0", "--json"]
     pipes = {"stdout": subprocess.PIPE, "text": True}
-    coordinator = subprocess.Popen(words, stderr=subprocess.DEVNULL, **pipes)
-    address = json.loads(coordinator.stdout.readline())["address"]
-    children = [coordinator]
-    for number in range(WORKERS):
-        name = f"worker{number}"
-        file = folder / f"{name}.safetensors"
-        words = [sys.executable, __file__, "--worker", address, str(file), name, str(steps)]
-        children.append(subprocess.Popen(words, **pipes))
-    return children
+    with shielded():
+        coordinator = subprocess.Popen(words, stderr=subprocess.DEVNULL, **pipes)
+    workers = []
+    try:
+        address = json.loads(coordinator.stdout.readline())["address"]
+        for number in range(WORKERS):
+            name = f"worker{number}"
+            file = str(folder / f"{name}.safetensors")
+            words = [sys.executable, __file__, "--worker", address, file, name, str(steps)]
+            with shielded():
+                workers.append(subprocess.Popen(words, **pipes))
+        yield workers
+    finally:
+        for child in [coordinator, *workers]:
+            child.kill()
+            child.wait()
 
 
 def main() -> None:
     """Run, kill all, run again to the end."""
     with tempfile.TemporaryDirectory() as name:
-        children = start(Path(name), ENDLESS)
-        for line in children[1].stdout:
-            if line.split()[1:] == ["step", str(KILLED_AT)]:
-                break
-        for child in children:
-            child.kill()
-            child.wait()
+        with started(Path(name), ENDLESS) as workers:
+            for line in workers[0].stdout:
+                if line.split()[1:] == ["step", str(KILLED_AT)]:
+                    break
         print(f"all killed after step {KILLED_AT}; started again:")
 
-        coordinator, *workers = start(Path(name), STEPS)
-        told = [child.communicate()[0].splitlines() for child in workers]
-        coordinator.terminate()
-        coordinator.wait()
+        with started(Path(name), STEPS) as workers:
+            told = [child.communicate()[0].splitlines() for child in workers]
     for lines in told:
         print("\n".join([lines[0], lines[-1]]))
     ends = [lines[-1].endswith("True") and "goes on at" in lines[0] for lines in told]
@@ -94,4 +100,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         worker(sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
     else:
-        main()
+        run_example(main)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ringhaul"
 
 LAYERS = {
-    "errors": 0, "ids": 0, "limits": 0,
+    "errors": 0, "ids": 0, "limits": 0, "texts": 0,
     "wire": 1, "ring": 1, "quant": 1, "state": 1, "arrays": 1,
     "core": 2,
     "compiled": 3, "io": 3,

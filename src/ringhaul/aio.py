@@ -328,7 +328,9 @@ class Communicator(Member):
                 self._show(call.view)
                 if call.error is not None or not isinstance(error, trio.Cancelled):
                     raise
-            self._settle(call)
+            self._show(call.view)
+            if call.error is not None:
+                raise call.error
 
     async def _run_batch(self, batch: Batch) -> list[ReduceInfo]:
         """Drive an `all_reduce_many`; cancelling ends it for all members."""

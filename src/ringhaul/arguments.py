@@ -1,8 +1,6 @@
 """Checks of what users pass, before any byte is sent: each refusal says what to do."""
 
-import math
 import operator
-import sys
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, SupportsIndex
@@ -16,7 +14,6 @@ from ringhaul.io.address import parse_address
 
 #: Operations of one `all_reduce_many` in flight: after an error so many keys are given up.
 MANY_IN_FLIGHT_MAX = 256
-_FLOAT_MAX = sys.float_info.max
 
 
 def parse_integer(value: SupportsIndex, what: str) -> int:
@@ -103,7 +100,11 @@ def check_number(value: float | None, what: str) -> None:
 
 def check_timeout(timeout_s: float | None, what: str = "timeout_s") -> None:
     check_number(timeout_s, what)
-    if timeout_s is not None and not (0 < timeout_s <= _FLOAT_MAX or timeout_s == math.inf):
+    try:
+        is_sound = timeout_s is None or float(timeout_s) > 0
+    except OverflowError:
+        is_sound = False
+    if not is_sound:
         raise ValueError(f"{what} is a number of seconds above 0, or None; not {timeout_s!r:.80}")
 
 

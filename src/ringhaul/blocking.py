@@ -27,10 +27,12 @@ class BlockingMember(Member):
                     wait_showing(call.ended, call.progress)
                 else:
                     call.ended.wait()
+                self._show(call.view)
             except BaseException as error:
                 self._withdraw(call, f"{type(error).__name__} in the caller")
                 raise
-            self._settle(call)
+            if call.error is not None:
+                raise call.error
 
     def _withdraw(self, call: PendingCall, reason: str) -> None:
         """The caller was interrupted: wait for the verdict, so that its memory is its own."""

@@ -86,7 +86,8 @@ class CodecError(RinghaulError, ValueError):
 
     Nobody got a result; the array is as before. The message names the member, the element and
     the value. Correct the array (gradients often overflow one step before they are noticed),
-    or use codec "raw", which carries whatever there is.
+    or use codec "raw", which carries whatever there is. Or a `Codec` of the program's own has
+    raised an exception, which the message names: correct the codec.
     """
 
 

@@ -122,12 +122,6 @@ class Member:
                 if view.index > self._view.index:
                     self._view = view
 
-    def _settle(self, call: PendingCall) -> None:
-        """A call has ended: show its view, raise its error."""
-        self._show(call.view)
-        if call.error is not None:
-            raise call.error
-
     def _settle_batch(self, batch: Batch) -> list[ReduceInfo]:
         """An `all_reduce_many` has ended: show its newest view, raise its first error."""
         self._show(batch.view)

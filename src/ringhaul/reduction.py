@@ -23,7 +23,7 @@ from ringhaul.arrays import array_view, flattened
 from ringhaul.ids import OnLoss, ReduceOp
 from ringhaul.io.calls import PendingCall, ReduceCall, SyncCall
 from ringhaul.io.hashing import take_content
-from ringhaul.limits import NAME_LENGTH_MAX, UPLOAD_BYTES_PER_S_MIN
+from ringhaul.limits import UPLOAD_BYTES_PER_S_MIN
 from ringhaul.quant import Codec, ErrorFeedback, ErrorMeter, check_codec, find_codec
 from ringhaul.results import MeasuredError, ReduceInfo, SyncInfo
 from ringhaul.ring.reduce import check_op, dtype_name
@@ -88,8 +88,6 @@ def parse_codec(codec: str | Codec, op: ReduceOp, own: NDArray[Any], tag: str | 
     """The codec of a name, or the one itself; refused if it cannot do what is asked."""
     found = find_codec(codec)
     check_codec(found, op, own.dtype)
-    if len(found.name) > NAME_LENGTH_MAX:
-        raise ValueError(f"the name of a codec has at most {NAME_LENGTH_MAX} characters")
     if isinstance(found, ErrorFeedback):
         found.check(tag, own.size, own.dtype)
     return found

@@ -57,6 +57,12 @@ def test_numbers_of_numpy_are_numbers_and_connect_takes_them_in_the_order_of_its
         assert driver.comm.peer_id.startswith("a-")
 
 
+@pytest.mark.parametrize("seconds", [0, -1.0, 10**400, float("nan")])
+def test_a_time_that_makes_no_sense_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="number of seconds above 0"):
+        connect("127.0.0.1:1", timeout_s=seconds)
+
+
 def test_reaching_the_coordinator_may_take_as_long_as_it_takes() -> None:
     with Cluster(lambda address: connect(address, timeout_s=None)) as cluster:
         cluster.drivers(1)

@@ -196,6 +196,29 @@ def test_all_gather_fills_the_first_rows_of_out(pair: Ring) -> None:
         np.testing.assert_array_equal(out[:, 0, 0], [1.0, 2.0, 0.0])
 
 
+def test_all_gather_with_fewer_rows_than_members_by_now_returns_rows_of_its_own(
+    pair: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringhaul.collectives._check_rows", lambda *_: None)  # as if one had come
+    outs = [np.zeros((1, 5)) for _ in pair]
+
+    rows = each(pair, lambda comm, rank: comm.all_gather(np.full(5, rank + 1.0), out=outs[rank]))
+
+    for result, out in zip(rows, outs, strict=True):
+        np.testing.assert_array_equal(result, [[1.0] * 5, [2.0] * 5])
+        assert not out.any()
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_all_gather_fills_a_matrix(pair: Ring) -> None:
+    outs = [np.zeros((2, 5)).view(np.matrix) for _ in pair]
+
+    each(pair, lambda comm, rank: comm.all_gather(np.full(5, rank + 1.0), out=outs[rank]))
+
+    for out in outs:
+        np.testing.assert_array_equal(out, [[1.0] * 5, [2.0] * 5])
+
+
 def test_the_root_may_give_a_read_only_array(pair: Ring) -> None:
     given = np.arange(1000.0)
     given.flags.writeable = False

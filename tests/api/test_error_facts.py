@@ -3,11 +3,20 @@
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from ringhaul import CallTimeout, CollectiveAborted, Communicator, MismatchError, connect
+from ringhaul import (
+    CallTimeout,
+    CollectiveAborted,
+    Communicator,
+    MismatchError,
+    RinghaulError,
+    connect,
+)
 from ringhaul.core.coordinator.model import Options
 from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged
 
@@ -97,6 +106,29 @@ def test_a_mismatch_and_a_lack_of_members_say_when_they_came(cluster: Members) -
     assert error.seconds is not None
 
 
+def test_who_has_no_memory_for_the_result_is_named_and_all_stay_members(
+    cluster: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well, short = cluster.drivers(2)
+    short_id = short.comm.peer_id
+    buffers = short.comm._runtime._calls._buffers
+
+    def lend(element_count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        raise MemoryError(f"no room for {element_count} of {dtype}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buffers, "lend", lend)
+        futures = [begin_reduce(member, 100, PATIENCE_S) for member in (well, short)]
+        errors = [error_of(future) for future in futures]
+
+    for error in errors:
+        assert type(error) is RinghaulError
+        assert f"{short_id}: out of memory (no room for 100 of float64)" in str(error)
+    for future in [begin_reduce(member, 100, PATIENCE_S) for member in (well, short)]:
+        future.result(PATIENCE_S)
+    assert well.comm.generation == short.comm.generation == 1
+
+
 class Warnings(Logged):
     """Only records that are seen without any set-up of logging."""
 
@@ -121,3 +153,15 @@ def test_a_blocking_call_says_whom_it_waits_for_as_a_warning(cluster: Members, c
     late.do(act)
 
     waiting.result(PATIENCE_S)
+
+
+def test_an_interrupt_of_any_name_ends_the_call_for_all(cluster: Members) -> None:
+    first, second = cluster.drivers(2)
+    work = first.do(lambda comm: comm.all_reduce_async(np.ones(5)))
+
+    first.comm._runtime.give_up(work._call, "\ud800" * 1500)
+
+    with pytest.raises(CollectiveAborted, match=r"interrupted by .*\\ud800"):
+        work.wait(PATIENCE_S)
+    with pytest.raises(CollectiveAborted, match=r"interrupted by .*\\ud800"):
+        second.do(lambda comm: comm.all_reduce(np.ones(5), timeout_s=PATIENCE_S))

@@ -5,21 +5,22 @@ returns. A profile function hears of just those places, and what it raises is ra
 """
 
 import itertools
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import numpy as np
 import pytest
 
 from ringhaul import Communicator, SharedState, connect
+from ringhaul.core.peer.steps import CloseCalled
 from ringhaul.io.peer_runtime import PeerRuntime
+from ringhaul.io.reactor import Mailbox
 from ringhaul.testing.threads import PATIENCE_S, CoordinatorThread
-
-#: Members' calls have no more places than that; all are tried.
-PLACES_MAX = 3000
 
 
 class Stop(BaseException):
@@ -42,6 +43,10 @@ def interrupt_at(place: int, act: Callable[[], object]) -> bool:
     finally:
         sys.setprofile(None)
     return False
+
+
+def try_at(place: int, act: Callable[[], object], answers: list[bool]) -> None:
+    answers.append(interrupt_at(place, act))
 
 
 def in_time(act: Callable[[], object]) -> None:
@@ -93,17 +98,14 @@ CALLS: dict[str, Callable[[Communicator], object]] = {
 def test_a_call_interrupted_anywhere_leaves_a_sound_communicator(
     alone: Communicator, call: Callable[[Communicator], object]
 ) -> None:
-    for place in range(PLACES_MAX):
-        was_interrupted = []
-        in_time(
-            lambda at=place, told=was_interrupted: told.append(
-                interrupt_at(at, lambda: call(alone))
-            )
-        )  # type: ignore[misc]
+    place, is_interrupted = 0, True
+    while is_interrupted:
+        answers: list[bool] = []
+        in_time(partial(try_at, place, partial(call, alone), answers))
         in_time(lambda: alone.all_reduce(ARRAY.copy()))
-        if not was_interrupted[0]:
-            break
-    assert 10 < place < PLACES_MAX - 1
+        (is_interrupted,) = answers
+        place += 1
+    assert place > 10
     in_time(lambda: alone.all_reduce(ARRAY))  # nobody owns it
 
 
@@ -122,3 +124,20 @@ def test_an_interrupted_connect_leaves_nobody_behind(monkeypatch: pytest.MonkeyP
             connect(address)
         started[0]._thread.join(PATIENCE_S)
         assert not started[0]._thread.is_alive()
+
+
+def test_what_comes_when_all_has_ended_does_nothing(
+    alone: Communicator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = alone._runtime
+    close = Mailbox.close
+
+    def close_late(mailbox: Mailbox) -> None:
+        mailbox.post(lambda: runtime._step(CloseCalled()))
+        close(mailbox)
+
+    monkeypatch.setattr(Mailbox, "close", close_late)
+    runtime.abandon()
+    assert runtime.ended.wait(PATIENCE_S)
+
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -1,5 +1,6 @@
 """`all_reduce_many`: what is refused, and what is left after an error."""
 
+import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from ringhaul import (
     many,
 )
 from ringhaul.core.coordinator.model import Options
+from ringhaul.quant.blocks import UINT8
 from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver, Logged, gather, together
 
 Array = NDArray[Any]
@@ -300,6 +302,7 @@ def test_interrupt_ends_it_on_all_members_and_keeps_them_in_step() -> None:
 # -- what is refused before anything is sent ---------------------------------------------------
 
 BASE = np.ones(100)
+LONG = dataclasses.replace(UINT8, name="x" * 65)
 REFUSALS: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "the same array twice": (
         [BASE, np.ones(3), BASE],
@@ -327,6 +330,7 @@ REFUSALS: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "too large a window": ([BASE], {"max_in_flight": 257}, ValueError, "from 1 to 256"),
     "half a window": ([BASE], {"max_in_flight": 0.5}, TypeError, "max_in_flight is a whole number"),
     "unknown codec": ([BASE], {"codec": "uint3"}, ValueError, "codec 'uint3'"),
+    "a codec of a long name": ([BASE], {"codec": LONG}, ValueError, "of 1 to 64 characters"),
     "unknown op": ([BASE], {"op": "median"}, ValueError, "op is one of"),
     "unknown on_loss": ([BASE], {"on_loss": "ignore"}, ValueError, '"retry" or "raise"'),
     "timeout of zero": ([BASE], {"timeout_s": 0}, ValueError, "above 0"),

@@ -1,5 +1,6 @@
 import io
 import threading
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,34 @@ def test_a_long_transfer_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert "shared state" in terminal.getvalue()
     assert "9.0 MB" in terminal.getvalue()
+
+
+class Odd:
+    """A log wrapper in the place of stderr, or one that breaks in the middle."""
+
+    def __init__(self, ended: Signal, *, is_terminal: bool) -> None:
+        self._ended = ended
+        if is_terminal:
+            self.isatty = lambda: True
+
+    def write(self, text: str) -> int:
+        self._ended.set()
+        raise ValueError("I/O operation on closed file")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_odd_stderr_spoils_no_call(
+    monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(module, "SHOWN_AFTER_S", 0.0)
+    ended = Signal()
+    if not is_terminal:
+        ended.set()
+
+    odd: Any = Odd(ended, is_terminal=is_terminal)
+    module.wait_showing(ended, Progress(total_bytes=9_000_000), odd)
+
+    assert ended.is_set()
 
 
 def test_a_short_transfer_shows_nothing() -> None:

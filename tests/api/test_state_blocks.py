@@ -10,13 +10,16 @@ import trio
 from ringhaul import (
     Communicator,
     MismatchError,
+    RinghaulError,
     SharedState,
     StateError,
     SyncInfo,
     connect,
 )
+from ringhaul.io import state_fetch
 from ringhaul.io.state_serve import _Connection
 from ringhaul.limits import STATE_BLOCK_BYTES
+from ringhaul.state.content import Stage
 from ringhaul.testing.threads import PATIENCE_S, Cluster, Driver
 from ringhaul.wire.state_records import Kind, StateRecord
 
@@ -257,7 +260,31 @@ def test_an_only_holder_that_gives_wrong_bytes_is_an_error_and_nothing_is_writte
 
     assert [type(error) for error in errors] == [StateError] * 3
     assert "not the elected one" in str(errors[1])
+    # at least the block that was found to be wrong, by one of the two or by both
+    received = [error.wire_bytes or 0 for error in errors[1:] if isinstance(error, StateError)]
+    assert sum(received) > 0
     assert [state.digest() for state in states] == before
+
+
+def test_who_has_no_memory_for_what_differs_is_named_and_can_call_again(
+    cluster: Cluster[Communicator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drivers = cluster.drivers(3)
+    states = [large(0), large(0), large(1)]
+
+    def make_stage(*_: object) -> Stage:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_fetch, "Stage", make_stage)
+        results = sync(drivers, states)
+
+    for result in results:
+        assert type(result) is RinghaulError
+        assert f"{drivers[2].comm.peer_id}: out of memory (no room)" in str(result)
+    well(sync(drivers, states))
+    assert states[2].digest() == states[0].digest()
+    assert drivers[2].comm.generation == 1
 
 
 def test_connections_that_break_cost_what_was_under_way(

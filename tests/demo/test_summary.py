@@ -109,6 +109,33 @@ def test_recovery_is_from_the_kill_to_the_slowest_survivors_round_without_the_vi
     assert recovery.reduce_excess_s == pytest.approx(0.03)
 
 
+@pytest.mark.parametrize(
+    ("reduce_s", "said"),
+    [
+        (0.005, "took no longer than usual"),
+        (0.0101, "took no longer than usual"),
+        (0.04, "took 30 ms more than usual"),
+    ],
+)
+def test_an_all_reduce_after_a_kill_is_not_said_to_take_less_than_nothing_more(
+    reduce_s: float, said: str
+) -> None:
+    story = story_that_went_well()
+    story.rounds["p2"][4] = round_done("p2", 5.3, 5, ["p1", "p2"], reduce_s=reduce_s)
+
+    assert said in conclude(story).as_text()
+
+
+def test_the_table_says_how_long_the_training_was_not_how_long_it_should_have_been() -> None:
+    story = story_that_went_well()
+    story.end_at = BEGIN_AT + 27.04
+
+    text = conclude(story).as_text()
+
+    assert "ring of 3, 27 s, 300 steps" in text
+    assert "one process, 27 s, 400 steps" in text
+
+
 def test_a_round_that_the_victim_was_part_of_is_no_recovery() -> None:
     story = story_that_went_well()
     for peer in ("p1", "p2"):

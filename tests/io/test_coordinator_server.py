@@ -341,7 +341,12 @@ def test_an_address_is_host_and_port(text: str, address: tuple[str, int]) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "::1", "::1:80", "a:", "a:b", "a:65536", "a:-1", "a:²", "[::1", "[a]:1", "[::1]1"]
+    "text",
+    [
+        *("", "::1", "::1:80", "a:", "a:b", "a:65536", "a:-1", "a:²", "[::1", "[a]:1", "[::1]1"),
+        *("x" * 256, "\ud800", "\ud800:80"),
+    ],
+    ids=lambda text: ascii(text[:9]),
 )
 def test_what_is_no_address_is_refused_with_what_is_expected(text: str) -> None:
     with pytest.raises(ValueError, match="expected HOST:PORT"):

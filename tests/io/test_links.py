@@ -1,6 +1,7 @@
 """Links of several streams over loopback TCP: streams that end, and what they carried."""
 
 import socket
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import trio
 import trio.lowlevel
 
 from ringhaul import limits
+from ringhaul.core.peer.steps import CallGivenUp
 from ringhaul.ids import CallId, OpKey, Rank, ReduceOp
 from ringhaul.io.coded_transfer import CodedTransfer
+from ringhaul.io.transfer import Segment
 from ringhaul.quant import SegmentCoder, find_codec
 from ringhaul.testing.two_sides import (
     ELEMENTS,
@@ -20,8 +23,14 @@ from ringhaul.testing.two_sides import (
     two_sides,
     values,
 )
+from ringhaul.wire.coordinator_messages import Outcome
 from ringhaul.wire.records import CollectiveKind, Signature
-from ringhaul.wire.segment_header import SegmentHeader, SegmentKind, unpack_header
+from ringhaul.wire.segment_header import (
+    PAYLOAD_BYTES_MAX,
+    SegmentHeader,
+    SegmentKind,
+    unpack_header,
+)
 
 
 async def test_what_a_reset_stream_carried_is_sent_again() -> None:
@@ -125,6 +134,59 @@ async def test_early_bytes_of_a_payload_that_is_cut_off_are_given_back() -> None
         assert sides[1].plane.early_bytes == 0
 
 
+async def test_a_copy_that_comes_after_its_operation_has_ended_is_not_kept() -> None:
+    """What a slow stream held back was sent again on another, and is of no use any more."""
+    async with two_sides(streams=1) as sides:
+        transfers = list(begin(sides, ELEMENTS // 16))
+        for side, transfer in zip(sides, transfers, strict=True):
+            await side.is_done.wait()
+            side.plane.release(transfer)
+        late = next(sides[0].transfer(values(0, ELEMENTS // 16)).first_segments())
+        near, far = stream_pair()
+        sides[1].incoming.add(far)
+        await near.send_all(late.header + bytes(late.view))
+        while sides[1].incoming.streams[-1]._received_count == 0:
+            await trio.lowlevel.checkpoint()
+        near.close()
+
+        assert sides[1].plane.early_bytes == 0
+        assert not sides[1].plane._early
+
+
+@pytest.mark.parametrize("ends_with", ["a grant", "a verdict"])
+async def test_a_payload_half_read_counts_no_more_once_its_operation_is_granted_or_over(
+    ends_with: str,
+) -> None:
+    """The sender has its budget back, and spends it on another stream."""
+    async with two_sides(streams=0) as sides:
+        link, plane = sides[1].incoming, sides[1].plane
+        pairs = [stream_pair() for _ in range(4)]
+        for _, far in pairs:
+            link.add(far)
+        heads = [
+            SegmentHeader(SegmentKind.REDUCE_SCATTER, GENERATION, 0, n, 0, 0, 0, PAYLOAD_BYTES_MAX)
+            for n in range(4)
+        ]
+        pairs[0][0].send_nowait([heads[0].pack(), bytes(100)])
+        while plane.early_bytes != PAYLOAD_BYTES_MAX:
+            await trio.lowlevel.checkpoint()
+        if ends_with == "a grant":
+            plane.begin(sides[1].transfer(values(1, ELEMENTS), 0))
+        else:
+            plane.forget(OpKey(None, 0))
+
+        assert plane.early_bytes == 0
+        link.streams[0].sock.close()  # what it counted for is not given back once more
+        link.on_stream_ended(link.streams[0], "closed")
+        for number in (1, 2, 3):
+            pairs[number][0].send_nowait([heads[number].pack()])
+        while not link.is_closed:  # by the third: the sender had budget for one and one more
+            assert 0 <= plane.early_bytes <= 2 * limits.EAGER_BYTES_MAX
+            await trio.lowlevel.checkpoint()
+        for near, _ in pairs:
+            near.close()
+
+
 async def test_acknowledging_more_than_was_sent_breaks_the_link() -> None:
     async with two_sides(streams=1) as sides:
         liar = SegmentHeader(SegmentKind.ACK, 0, 0, 0, 0, 0, 7, 0)
@@ -133,6 +195,29 @@ async def test_acknowledging_more_than_was_sent_breaks_the_link() -> None:
             await trio.lowlevel.checkpoint()
 
         assert "more was acknowledged" in sides[0].broken[0]
+
+
+async def test_more_early_data_than_granted_breaks_the_link_when_its_generation_opens() -> None:
+    """Each header that was held back is within the limit, all of them together are not."""
+    async with two_sides(streams=0) as sides:
+        link = sides[1].incoming
+        header = SegmentHeader(
+            SegmentKind.REDUCE_SCATTER, GENERATION + 1, 0, 0, 0, 0, 0, PAYLOAD_BYTES_MAX
+        )
+        pairs = [stream_pair() for _ in range(3)]
+        for near, far in pairs:
+            link.add(far)
+            near.send_nowait([header.pack()])
+        while not all(stream._is_paused for stream in link.streams):
+            await trio.lowlevel.checkpoint()
+
+        sides[1].plane.use_ring(GENERATION + 1)
+        for near, _ in pairs:
+            near.close()
+
+        assert link.is_closed
+        assert sides[1].plane.neighbours.incoming is None
+        assert sides[1].plane.early_bytes == 0
 
 
 async def test_replies_are_understood_wherever_they_are_cut() -> None:
@@ -227,6 +312,29 @@ async def test_what_comes_twice_does_not_spoil_the_sum() -> None:
 
     np.testing.assert_array_equal(first.result, values(2, count))
     np.testing.assert_array_equal(second.result, values(2, count))
+
+
+@pytest.mark.parametrize("part", ["first_segments", "accept"])
+async def test_a_transfer_that_finds_no_memory_is_given_up(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What streams do when they are free or have data must not end the loop they run in."""
+
+    def fail(*_: object) -> Iterator[Segment]:
+        raise MemoryError("no room")
+
+    async with two_sides(streams=1) as sides:
+        transfer = sides[0].transfer(values(0, 1000))
+        monkeypatch.setattr(transfer, part, fail)
+        sides[0].plane.begin(transfer)
+        (_,) = begin(sides[1:], 1000)  # type: ignore[arg-type]
+        while not sides[0].reports:
+            await trio.lowlevel.checkpoint()
+
+        given_up = sides[0].reports[0]
+        assert isinstance(given_up, CallGivenUp)
+        assert given_up.outcome is Outcome.FAILED
+        assert "out of memory (no room)" in given_up.detail
 
 
 async def test_early_data_that_no_codec_wrote_break_the_link_and_nothing_else() -> None:

@@ -272,12 +272,52 @@ def test_tags_have_residuals_of_their_own() -> None:
 def test_what_is_not_encoded_keeps_its_residual() -> None:
     feedback = ErrorFeedback("uint4")
     feedback.load_state_dict({"t": np.arange(5, dtype=np.float32)})
-    attempt = feedback.begin("t", 5, np.dtype(np.float16))
+    attempt = feedback.reserve("t", 5, np.dtype(np.float16)).begin()
     attempt.at(1, 2).pending[:] = 7
 
     attempt.commit()
 
     assert feedback.state_dict()["t"].tolist() == [0, 7, 2, 3, 4]
+
+
+def test_residuals_are_saved_while_a_call_commits() -> None:
+    feedback = ErrorFeedback("uint4")
+    reservation = feedback.reserve("new", 3, np.dtype(np.float32))
+    attempt = reservation.begin()
+
+    class Committing(np.ndarray[Any, Any]):
+        """The I/O thread commits a call of a new tag while this is copied."""
+
+        def copy(self, *_: object) -> Any:  # noqa: ANN401
+            attempt.commit()
+            return np.array(self)
+
+    feedback._residuals["old"] = np.ones(2, np.float32).view(Committing)
+
+    assert list(feedback.state_dict()) == ["old"]
+    assert set(feedback._residuals) == {"old", "new"}
+
+
+def test_a_reservation_begins_attempts_whatever_becomes_of_the_residuals() -> None:
+    feedback = ErrorFeedback("uint4")
+    first = feedback.reserve("t", 3, np.dtype(np.float32))
+    first.begin().at(0, 1).pending[:] = 7  # an attempt that was aborted
+    retry = first.begin()
+    retry.at(1, 2).pending[:] = 5
+    with pytest.raises(ValueError, match="in flight"):
+        feedback.reserve("t", 3, np.dtype(np.float32))
+    retry.commit()
+    first.release()
+
+    second = feedback.reserve("t", 3, np.dtype(np.float32))
+    first.release()  # again: it is another's by now
+
+    assert second.begin().at(0, 3).carried.tolist() == [0, 5, 0]
+    with pytest.raises(ValueError, match="in flight"):
+        feedback.forget("t")
+    del second  # a call that never began
+    feedback.forget("t")
+    assert feedback.state_dict() == {}
 
 
 def test_error_feedback_refuses_what_it_cannot_do() -> None:
@@ -287,14 +327,14 @@ def test_error_feedback_refuses_what_it_cannot_do() -> None:
         ErrorFeedback(ErrorFeedback("uint4"))
     feedback = ErrorFeedback("uint4")
     with pytest.raises(ValueError, match="tag"):
-        feedback.begin(None, 5, np.dtype(np.float32))
+        feedback.reserve(None, 5, np.dtype(np.float32))
     with pytest.raises(ValueError, match="no meaning"):
         check_codec(feedback, ReduceOp.MAX, np.dtype(np.float32))
-    feedback.begin("t", 5, np.dtype(np.float32)).commit()
+    feedback.reserve("t", 5, np.dtype(np.float32)).begin().commit()
     with pytest.raises(ValueError, match="forget"):
-        feedback.begin("t", 6, np.dtype(np.float32))
+        feedback.reserve("t", 6, np.dtype(np.float32))
     with pytest.raises(ValueError, match="forget"):
-        feedback.begin("t", 5, np.dtype(np.float64))
+        feedback.reserve("t", 5, np.dtype(np.float64))
     for bad in (np.zeros((2, 2), np.float32), np.zeros(2, np.int32), np.array([np.nan])):
         with pytest.raises(ValueError, match="residual 'x'"):
             feedback.load_state_dict({"t": np.zeros(5, np.float32), "x": bad})

@@ -12,6 +12,7 @@ from ringhaul.errors import WireError
 from ringhaul.ids import ReduceOp
 from ringhaul.quant import (
     Codec,
+    ErrorFeedback,
     UnfitValueError,
     check_codec,
     codec_names,
@@ -153,6 +154,49 @@ def test_a_codec_with_no_proper_name_is_not_registered(name: str) -> None:
 
     with pytest.raises(ValueError, match="name is printable"):
         register_codec(codec)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\ud800", "a\n", "a" * 65], ids=["none", "half", "line", "long"]
+)
+def test_a_codec_whose_name_no_message_can_carry_is_refused(name: str) -> None:
+    codec = SignCodec()
+    codec.name = name
+
+    with pytest.raises(ValueError, match="printable, of 1 to 64 characters"):
+        find_codec(codec)
+
+
+def test_a_name_that_is_too_long_with_its_suffix_is_refused() -> None:
+    codec = SignCodec()
+    codec.name = "a" * 60
+    register_codec(codec)
+
+    assert find_codec("a" * 60) is codec
+    with pytest.raises(ValueError, match="1 to 64 characters"):
+        find_codec("a" * 60 + "+zstd")
+    with pytest.raises(ValueError, match="1 to 64 characters"):
+        find_codec(ErrorFeedback(codec))
+
+
+def test_a_codec_whose_name_is_no_string_is_refused() -> None:
+    codec = SignCodec()
+    codec.name = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="name is a string, not None"):
+        find_codec(codec)
+
+
+@pytest.mark.parametrize(
+    "why", ["bad \ud800 text", "two\nlines", "long" * 1000], ids=["half", "lines", "long"]
+)
+def test_a_refusal_is_a_text_that_can_be_sent(why: str) -> None:
+    text = str(UnfitValueError("mine", 3, 1.0, why).moved(4))
+
+    assert text.startswith('codec "mine" cannot carry element 7, 1.0: ')
+    assert text.encode().isascii()
+    assert text.isprintable()
+    assert len(text) <= 1000
 
 
 def test_a_name_cannot_be_registered_in_place_of_a_codec() -> None:

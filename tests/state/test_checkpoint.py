@@ -152,6 +152,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_says_the_same(path: Path) -> None:
         (2).to_bytes(8, "little") + b"[]",
         (2).to_bytes(8, "little") + b"{}",
         (20_000).to_bytes(8, "little") + b"[" * 20_000,
+        (38).to_bytes(8, "little") + b'{"a": {"data_offsets": [0, Infinity]}}',
     ],
 )
 def test_a_foreign_file_is_refused(path: Path, data: bytes) -> None:

@@ -1,3 +1,4 @@
+import json
 import random
 import zlib
 from typing import Any
@@ -78,3 +79,20 @@ def test_whatever_a_peer_sends_is_explained(manifest: bytes) -> None:
     text = explain_difference("p", manifest, "q", pack_manifest(example()))
 
     assert "only q has 'step'" in text
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [["a", "\ud800"], ["\ud800", "x"], ["a", "y\n\0" * 5000]],
+    ids=["value", "name", "long"],
+)
+def test_whatever_a_peer_sends_makes_a_text_that_can_be_sent(entry: list[str]) -> None:
+    hostile = zlib.compress(json.dumps(entry).encode())
+    other = zlib.compress(json.dumps([entry[0], "z"]).encode())
+
+    for theirs in (b"", other):
+        text = explain_difference("p", hostile, "q", theirs)
+
+        assert text.encode().isascii()
+        assert text.isprintable()
+        assert len(text) < 300

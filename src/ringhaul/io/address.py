@@ -4,6 +4,8 @@ import ipaddress
 
 _EXPECTED = "expected HOST:PORT, like 10.0.0.1:48148, trainer.example:48148 or [::1]:48148"
 _PORT_MAX = 65535
+#: Of a name with all its dots, and what a message carries.
+_HOST_LENGTH_MAX = 255
 
 
 def parse_address(text: str, default_port: int) -> tuple[str, int]:
@@ -33,6 +35,8 @@ def _split(text: str) -> tuple[str, str | None]:
     host, colon, port_text = text.partition(":")
     if not text or any(c.isspace() or c in "[]/@%" or not c.isprintable() for c in host):
         raise ValueError(f"{text!r} is no address; {_EXPECTED}")
+    if len(host) > _HOST_LENGTH_MAX:
+        raise ValueError(f"{text[:40]!r}...: no host name is that long; {_EXPECTED}")
     return host, port_text if colon else None
 
 

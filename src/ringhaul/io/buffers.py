@@ -60,6 +60,12 @@ class BufferPool:
             del self._free[size]
 
 
+def describe_shortage(error: MemoryError) -> str:
+    """What a member says of itself when it gives a call up for want of memory."""
+    reason = f" ({error})" if str(error) else ""
+    return f"out of memory{reason}; nobody got a result; call again with less at a time"
+
+
 def _rounded(size: int) -> int:
     """Up to the next of eight sizes per power of two; pages beyond `size` are never touched."""
     unit = 1 << max(size.bit_length() - 4, 0)

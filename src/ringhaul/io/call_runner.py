@@ -13,9 +13,9 @@ import trio
 from ringhaul import compiled
 from ringhaul.core.peer import steps
 from ringhaul.core.peer.steps import Event
-from ringhaul.errors import ClosedError
+from ringhaul.errors import ClosedError, CodecError
 from ringhaul.ids import CallId, ReduceOp
-from ringhaul.io.buffers import BufferPool
+from ringhaul.io.buffers import BufferPool, describe_shortage
 from ringhaul.io.calls import AdmitCall, CollectiveCall, PendingCall, ReduceCall, SyncCall
 from ringhaul.io.coded_transfer import CodedTransfer
 from ringhaul.io.packed_transfer import PackedTransfer
@@ -23,10 +23,11 @@ from ringhaul.io.plane import DataPlane
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.state_serve import StateServer
 from ringhaul.io.sync_runner import SyncRunner
-from ringhaul.quant import RAW, Codec, ErrorFeedback, ErrorMeter, SegmentCoder
+from ringhaul.quant import RAW, ErrorFeedback, ErrorMeter, SegmentCoder, ZstdCodec
 from ringhaul.ring.casts import BFLOAT16, FLOAT16
+from ringhaul.wire.coordinator_messages import Outcome
 
-CoderKey = tuple[Codec, ReduceOp, np.dtype[Any], int]
+CoderKey = tuple[int, bool, ReduceOp, np.dtype[Any], int]
 _CODERS_MAX = 16
 _NARROW = (FLOAT16, BFLOAT16)
 #: Calls of less are quick enough without compiled kernels, which take their seconds to be made.
@@ -78,7 +79,11 @@ class CallRunner:
         match effect:
             case steps.BeginTransfer():
                 assert isinstance(call, CollectiveCall)
-                self._begin_transfer(call, effect)
+                try:
+                    self._begin_transfer(call, effect)
+                except MemoryError as error:
+                    detail = describe_shortage(error)
+                    self._step(steps.CallGivenUp(call.id, Outcome.FAILED, detail))
             case steps.DropTransfer():
                 self._release(call)
             case steps.FollowSyncPlan(plan=plan):
@@ -139,18 +144,23 @@ class CallRunner:
         if call.own.nbytes >= _COMPILED_BYTES_MIN and (is_coded or call.own.dtype in _NARROW):
             compiled.start()
         if isinstance(call, ReduceCall) and call.codec is not RAW:
-            feedback = None
-            if isinstance(call.codec, ErrorFeedback):
-                feedback = call.codec.begin(call.tag, call.own.size, call.own.dtype)
-            coder = self._coder_for(call, begin.world_size)
-            if coder.compressor is not None and coder.is_raw:
-                call.transfer = PackedTransfer(compressor=coder.compressor, **facts)
-            else:
-                meter = None if call.meter is None else ErrorMeter()  # of this attempt alone
-                call.transfer = CodedTransfer(coder=coder, feedback=feedback, meter=meter, **facts)
+            try:
+                call.transfer = self._packed(call, facts)
+            except CodecError as error:
+                self._step(steps.CallGivenUp(call.id, Outcome.UNFIT, str(error)))
+                return
         else:
             call.transfer = RingTransfer(**facts)
         self._plane.begin(call.transfer)
+
+    def _packed(self, call: ReduceCall, facts: dict[str, Any]) -> RingTransfer:
+        """An attempt whose segments travel packed; CodecError: a user's codec has failed."""
+        coder = self._coder_for(call, facts["world_size"])
+        if coder.compressor is not None and coder.is_raw:
+            return PackedTransfer(compressor=coder.compressor, **facts)
+        feedback = call.reservation.begin() if call.reservation is not None else None
+        meter = None if call.meter is None else ErrorMeter()  # of this attempt alone
+        return CodedTransfer(coder=coder, feedback=feedback, meter=meter, **facts)
 
     def _coder_for(self, call: ReduceCall, world_size: int) -> SegmentCoder:
         """The coder of earlier calls of the kind: it has scratch, and knows what compression pays.
@@ -159,10 +169,15 @@ class CallRunner:
         """
         assert call.own is not None
         assert call.signature.op is not None
-        key = (call.codec, call.signature.op, call.own.dtype, world_size)
+        codec, op, dtype = call.codec, call.signature.op, call.own.dtype
+        if isinstance(codec, ErrorFeedback):
+            codec = codec.codec  # residuals are the caller's, to be kept or dropped
+        inner = codec.inner if isinstance(codec, ZstdCodec) else codec
+        # by identity, as a user's codec may have no hash; its coder keeps it alive
+        key = (id(inner), codec is inner, op, dtype, world_size)
         coder = self._coders.get(key)
         if coder is None:
-            coder = SegmentCoder(*key, clock=self._plane.reactor.clock)
+            coder = SegmentCoder(codec, op, dtype, world_size, clock=self._plane.reactor.clock)
             self._coders[key] = coder
             while len(self._coders) > _CODERS_MAX:
                 self._coders.popitem(last=False)

@@ -17,7 +17,7 @@ from ringhaul.io.progress import Progress
 from ringhaul.io.ring_transfer import RingTransfer
 from ringhaul.io.signals import Signal
 from ringhaul.io.state_serve import Served
-from ringhaul.quant import RAW, Codec, ErrorMeter
+from ringhaul.quant import RAW, Codec, ErrorFeedback, ErrorMeter, Reservation
 from ringhaul.state.content import HashedState, Stage
 from ringhaul.state.digest import Mapper
 from ringhaul.wire.coordinator_messages import SyncPlan
@@ -54,6 +54,12 @@ class PendingCall:
         """The caller's memory that it needs until its end, and whether that is written."""
         yield from ()
 
+    def claim(self) -> None:
+        """Take what no other call may use meanwhile; refused with ValueError if one does."""
+
+    def disclaim(self) -> None:
+        """Leave to others what `claim` took, or did not come to take."""
+
     def end(self, *, view: View | None = None, error: BaseException | None = None) -> None:
         """Wake the caller."""
         if not self.ended.is_set():
@@ -62,6 +68,7 @@ class PendingCall:
             self.duration_s = time.perf_counter() - self.began_at
             if self.let_go is not None:
                 self.let_go()
+            self.disclaim()
             self.ended.set()
 
 
@@ -118,6 +125,20 @@ class ReduceCall(CollectiveCall):
     result: NDArray[Any] | None = None
     #: What encoding lost in the attempt that was committed; None unless that is measured.
     meter: ErrorMeter | None = None
+    #: Its tag's residuals, if the codec is an `ErrorFeedback`.
+    reservation: Reservation | None = field(default=None, init=False)
+
+    def claim(self) -> None:
+        """Error feedback has one call of a tag at a time."""
+        if isinstance(self.codec, ErrorFeedback):
+            assert self.own is not None
+            self.reservation = self.codec.reserve(self.tag, self.own.size, self.own.dtype)
+
+    def disclaim(self) -> None:
+        """The tag may be used again."""
+        if self.reservation is not None:
+            self.reservation.release()
+            self.reservation = None  # as large as the array, and a Work may be kept
 
     def memory(self) -> Iterator[tuple[NDArray[Any], bool]]:
         """The input is read, and written only if it is the target too."""
@@ -203,14 +224,16 @@ class GatherCall(ValueCall):
     def result_memory(
         self, rank: Rank, world_size: int, buffers: BufferPool
     ) -> NDArray[Any] | None:
-        """The first rows of `out`."""
+        """The first rows of `out`, if it has as many."""
         assert self.own is not None
-        return None if self.out is None else self.out.reshape(-1)[: world_size * self.own.size]
+        if self.out is None or len(self.out) < world_size:
+            return None
+        return self.out.reshape(-1)[: world_size * self.own.size]
 
     def commit(self, transfer: RingTransfer) -> None:
         """Cut the result into rows."""
         world_size = transfer.plan.world_size
-        if self.out is not None:
+        if self.out is not None and len(self.out) >= world_size:
             self.value = self.out[:world_size]
         else:
             self.value = transfer.result.reshape(world_size, *self.shape)

@@ -12,10 +12,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ringhaul.errors import CodecError
 from ringhaul.io.ring_transfer import Chunk, RingTransfer
 from ringhaul.io.transfer import Segment
 from ringhaul.quant import ErrorMeter, FeedbackRound, Residual, SegmentCoder
-from ringhaul.ring.plan import Phase
+from ringhaul.ring.plan import Phase, RingPlan
 from ringhaul.wire.segment_header import SegmentHeader, SegmentKind
 
 _DIGEST_BYTES = 16
@@ -27,9 +28,12 @@ class CodedTransfer(RingTransfer):
     """Moves one array around the ring, encoded.
 
     Args:
-        coder: made for this operation, dtype and world size; used by one transfer at a time.
+        coder: made for this operation, dtype and world size. Transfers take turns with it.
         feedback: what the codec lost in earlier calls, and where it keeps what it loses now.
         meter: sums up what is lost in this attempt, if that is asked for.
+
+    Raises:
+        CodecError: the codec is a user's, and what it says of its sizes cannot be.
     """
 
     may_run = False
@@ -49,6 +53,8 @@ class CodedTransfer(RingTransfer):
         self._digest = 0
         #: Final segments that will be passed on, while they are read.
         self._passing: dict[int, memoryview] = {}
+        if coder.is_foreign and self.plan.world_size > 1:
+            coder.check_sizes(_segment_lengths(self.plan))
 
     @property
     def digest(self) -> bytes:
@@ -100,6 +106,19 @@ class CodedTransfer(RingTransfer):
             view = self._passing[found.bit] = np.empty(header.payload_bytes, np.uint8).data
         return view
 
+    def accept(self, header: SegmentHeader, payload: memoryview | None) -> Sequence[Segment]:
+        """As `RingTransfer` does; what the codec fails at will never be done.
+
+        Raises:
+            CodecError: a value cannot be carried, or a user's codec failed.
+            WireError: these bytes are no encoded segment.
+        """
+        try:
+            return super().accept(header, payload)
+        except CodecError:
+            self._missing_count += 1
+            raise
+
     def _store(
         self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None
     ) -> Sequence[Segment]:
@@ -143,3 +162,14 @@ class CodedTransfer(RingTransfer):
                 payload, own, out, nonce=nonce, residual=residual, meter=self.meter
             )
         return self._segments(chunk.next_kind, header, out[:size])
+
+
+def _segment_lengths(plan: RingPlan) -> set[int]:
+    """Of all segments, in elements: chunks differ by one, and their last segments."""
+    lengths = set()
+    for chunk in (0, plan.chunk_count - 1):
+        count = plan.segment_count(chunk)
+        for segment in {0, count - 1} if count else ():
+            start, stop = plan.segment_bounds(chunk, segment)
+            lengths.add(stop - start)
+    return lengths

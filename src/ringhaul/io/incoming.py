@@ -105,8 +105,11 @@ class IncomingLink:
 
     def resume(self) -> None:
         """A generation is open: its data may be read."""
-        for stream in list(self.streams):
-            stream.resume()
+        try:
+            for stream in list(self.streams):
+                stream.resume()
+        except WireError as error:
+            self.on_broken(str(error))
 
     def release(self, transfer: Transfer) -> None:
         """Let go of a transfer's memory: payloads under way are thrown away."""
@@ -176,6 +179,8 @@ class IncomingStream:
         self.transfer: Transfer | None = None
         self.is_placed = False
         self.eager: memoryview | None = None
+        #: What that takes of what may be early.
+        self.eager_cost = 0
         self._rest = self.payload
         self.header: SegmentHeader | None = None
         self._header_bytes = bytearray(HEADER_BYTES)
@@ -255,6 +260,7 @@ class IncomingStream:
         self._sink.accept(self, header)
         self.transfer = None
         self.eager = None
+        self.eager_cost = 0
         self.is_placed = False
         self.payload = self._rest = self.scratch
         if self._unreported_bytes == 0:

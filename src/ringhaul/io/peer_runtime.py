@@ -30,6 +30,7 @@ from ringhaul.io.reactor import Mailbox
 from ringhaul.io.signals import Signal
 from ringhaul.io.sockets import DataSocket, close_on_fork
 from ringhaul.io.system import REAL, Listening, System, is_loopback
+from ringhaul.texts import printable
 from ringhaul.wire.codec import Envelope
 from ringhaul.wire.coordinator_messages import Began, Outcome
 from ringhaul.wire.records import Address
@@ -70,6 +71,8 @@ class PeerRuntime:
         self._calls = CallRunner(self._step)
         self._events: deque[Event] = deque()
         self._is_stepping = False
+        #: Nothing runs any more that an event could have done: calls end with the thread.
+        self._is_over = False
         self._links: dict[LinkId, MessageLink] = {}
         self._link_count = 0
         #: Reentrant: a communicator may be garbage-collected wherever this thread is.
@@ -85,7 +88,16 @@ class PeerRuntime:
         self._thread.start()
 
     def submit(self, call: PendingCall) -> None:
-        """Hand over a call; its `ended` will be set, whatever happens."""
+        """Hand over a call; its `ended` will be set, whatever happens.
+
+        Raises:
+            ValueError: another call has what it needs for itself; it has ended.
+        """
+        try:
+            call.claim()
+        except BaseException as error:
+            call.end(error=error)
+            raise
         if not self._post(lambda: self._calls.on_submitted(call)):
             call.end(error=self._closed_error())
 
@@ -97,7 +109,8 @@ class PeerRuntime:
 
         def act() -> None:
             if call.id in self._calls:
-                self._step(steps.CallGivenUp(call.id, Outcome.INTERRUPTED, detail))
+                event = steps.CallGivenUp(call.id, Outcome.INTERRUPTED, printable(detail))
+                self._step(event)
             else:
                 call.end(error=ClosedError("interrupted before it began"))
 
@@ -207,6 +220,7 @@ class PeerRuntime:
                     self._step(steps.CloseCalled())
                 await trio.sleep_forever()
         finally:
+            self._is_over = True
             listening.close()
             if self._mailbox is not None:
                 self._mailbox.close()
@@ -227,6 +241,8 @@ class PeerRuntime:
 
     def _step(self, event: Event) -> None:
         """Feed one event; effects may cause more, which wait for their turn."""
+        if self._is_over:
+            return
         self._events.append(event)
         if self._is_stepping:
             return

@@ -14,6 +14,7 @@ from ringhaul import limits
 from ringhaul.core.peer.steps import CallGivenUp, LinkBroken, LinkUp, TransferDone
 from ringhaul.errors import CodecError, WireError
 from ringhaul.ids import NO_GENERATION, OpKey
+from ringhaul.io.buffers import describe_shortage
 from ringhaul.io.incoming import IncomingLink, IncomingStream
 from ringhaul.io.neighbours import Neighbours
 from ringhaul.io.reactor import Reactor
@@ -53,7 +54,8 @@ class DataPlane:
         self._transfers: dict[TransferKey, Transfer] = {}
         self._early: dict[TransferKey, list[tuple[SegmentHeader, memoryview]]] = {}
         self.early_bytes = 0
-        #: Operations of this generation that ended without result: their data may still arrive.
+        #: Operations of this generation that ended here, the latest of them: copies of their data
+        #: may still arrive.
         self._dead: OrderedDict[TransferKey, None] = OrderedDict()
         self._is_sweeping = False
         self._sweep_wanted = trio.Event()
@@ -86,6 +88,7 @@ class DataPlane:
         """Send what is ours, take what came early, and grant the rest."""
         assert transfer.generation == self.generation
         self._transfers[transfer.key] = transfer
+        self._uncount(transfer.key)
         early = self._early.pop(transfer.key, ())
         if self.neighbours.incoming is not None:
             self.neighbours.incoming.grant(transfer)
@@ -111,8 +114,7 @@ class DataPlane:
         """An attempt ended, well or not: no stream holds its memory after this."""
         if self._transfers.get(transfer.key) is transfer:
             del self._transfers[transfer.key]
-            if not transfer.is_done:
-                self._bury(transfer.key)  # the rest of its data is on its way
+            self._bury(transfer.key)  # the rest of its data, or a slow stream's copy, may come
         for link in (self.neighbours.outgoing, self.neighbours.incoming):
             if link is not None:
                 link.release(transfer)
@@ -127,14 +129,32 @@ class DataPlane:
 
     def _bury(self, key: TransferKey) -> None:
         """Remember that a key is dead; the oldest, whose data came long ago, are forgotten."""
+        self._uncount(key)
         self._dead[key] = None
         while len(self._dead) > limits.VERDICTS_KEPT_MAX:
             self._dead.popitem(last=False)
 
+    def _uncount(self, key: TransferKey) -> None:
+        """An operation is granted, or over: its sender has its budget back at once.
+
+        So what streams have half read of its early data takes nothing of it any more.
+        """
+        if self.neighbours.incoming is None:
+            return
+        for stream in self.neighbours.incoming.streams:
+            header = stream.header
+            if header is not None and (header.tag_hash, header.ordinal) == key:
+                self._uncount_payload(stream, header)
+
+    def _uncount_payload(self, stream: IncomingStream, header: SegmentHeader) -> None:
+        if header.generation == self.generation:
+            self.early_bytes -= stream.eager_cost
+        stream.eager_cost = 0
+
     def _take(self, transfer: Transfer, header: SegmentHeader, payload: memoryview | None) -> None:
         try:
             segments = transfer.accept(header, payload)
-        except CodecError as error:
+        except (CodecError, MemoryError) as error:
             self._fail(transfer, error)
             return
         if segments and self.neighbours.outgoing is not None:
@@ -143,12 +163,15 @@ class DataPlane:
     def _own_segments(self, transfer: Transfer) -> Iterator[Segment]:
         try:
             yield from transfer.first_segments()
-        except CodecError as error:
+        except (CodecError, MemoryError) as error:
             self._fail(transfer, error)
 
-    def _fail(self, transfer: Transfer, error: CodecError) -> None:
+    def _fail(self, transfer: Transfer, error: CodecError | MemoryError) -> None:
         """This rank cannot do its part: all members are to hear why."""
-        self._report(CallGivenUp(transfer.call, Outcome.UNFIT, str(error)))
+        given_up = CallGivenUp(transfer.call, Outcome.UNFIT, str(error))
+        if isinstance(error, MemoryError):
+            given_up = CallGivenUp(transfer.call, Outcome.FAILED, describe_shortage(error))
+        self._report(given_up)
 
     # -- what streams ask ---------------------------------------------------------------------
 
@@ -173,9 +196,11 @@ class DataPlane:
         if key in self._dead:
             return
         cost = eager_cost(header.payload_bytes)
-        if self.early_bytes + cost > limits.EAGER_BYTES_MAX:
+        if self.early_bytes + cost > 2 * limits.EAGER_BYTES_MAX:
+            # Twice: a sender may hear first that an operation has failed, and go on.
             raise WireError("more early data than was granted")
         self.early_bytes += cost
+        stream.eager_cost = cost
         stream.eager = np.empty(header.payload_bytes, np.uint8).data  # not zeroed, as bytearray is
         stream.payload = stream.eager
 
@@ -188,8 +213,9 @@ class DataPlane:
         if stream.eager is not None:
             if transfer is None and key not in self._dead:
                 self._early.setdefault(key, []).append((header, stream.eager))
+                stream.eager_cost = 0  # it counts as long as it is kept
                 return
-            self.early_bytes -= eager_cost(len(stream.eager))
+            self._uncount_payload(stream, header)
         elif stream.transfer is None or stream.transfer is not transfer:
             return
         if transfer is None or (stream.eager is not None and not transfer.expects(header)):
@@ -201,11 +227,9 @@ class DataPlane:
 
     def drop_partial(self, stream: IncomingStream) -> None:
         """A payload will never be whole."""
-        if stream.eager is not None:
-            header = stream.header
-            if header is not None and header.generation == self.generation:
-                self.early_bytes -= eager_cost(len(stream.eager))
-            stream.eager = None
+        if stream.header is not None:
+            self._uncount_payload(stream, stream.header)
+        stream.eager = None
 
     def on_incoming_broken(self, link: IncomingLink, reason: str) -> None:
         """The link from the previous rank is of no use any more."""

@@ -95,7 +95,7 @@ class Fetcher:
         """
         self._moved_at = trio.current_time()
         if self._stage is not None:
-            self._begin(self._stage)
+            await self._begin(self._stage)
         try:
             await self._fetch()
         finally:
@@ -115,8 +115,13 @@ class Fetcher:
                     for ticket in self._f.plan.fellows:
                         nursery.start_soon(self._follow, ticket, False, nursery)
 
-    def _begin(self, stage: Stage) -> None:
-        """It is known what differs."""
+    async def _begin(self, stage: Stage) -> None:
+        """It is known what differs.
+
+        The attempt may have ended before its task ran, or while a thread, which nobody can
+        cancel, made the stage: nothing is served then, nor counted.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._stage = stage
         self._plan = FetchPlan(
             stage.missing,
@@ -232,7 +237,7 @@ class Fetcher:
             )
         except ValueError as error:
             raise BadSource(str(error)) from None
-        self._begin(stage)
+        await self._begin(stage)
         return early
 
     # -- blocks -------------------------------------------------------------------------------

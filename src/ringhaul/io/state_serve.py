@@ -296,10 +296,12 @@ class _Connection:
         """Write all of it; a requester that takes nothing for long is left.
 
         `block_bytes` of it count as given: at once, since with the last of them the call may
-        end before this task runs again.
+        end before this task runs again. It may end, too, when this task has been woken and has
+        not run yet: the memory is the caller's again then, and nothing of it is read.
         """
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
         while views:
+            await trio.lowlevel.checkpoint_if_cancelled()
             sent = self._sock.send_nowait(views)
             while views and sent >= len(views[0]):
                 sent -= len(views[0])

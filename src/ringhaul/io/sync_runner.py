@@ -10,6 +10,7 @@ import trio
 
 from ringhaul.core.peer import steps
 from ringhaul.core.peer.steps import Event
+from ringhaul.io.buffers import describe_shortage
 from ringhaul.io.calls import SyncCall
 from ringhaul.io.hashing import publish
 from ringhaul.io.neighbours import Neighbours
@@ -96,11 +97,15 @@ class SyncRunner:
             except* FetchError as group:
                 detail = f"no source gave the elected state: {group.exceptions[0]}"
                 event = steps.CallGivenUp(call.id, Outcome.NO_STATE, detail)
+            except* MemoryError as group:
+                detail = describe_shortage(_first(group))
+                event = steps.CallGivenUp(call.id, Outcome.FAILED, detail)
             if call.plan is plan:  # else the attempt has ended
                 self._step(event)
 
     def release(self, call: SyncCall) -> None:
         """An attempt ended: nobody is served any more; what was fetched is kept."""
+        call.received_bytes = call.progress.received_bytes  # of all attempts
         if call.plan is None:
             return
         if call.served is not None:
@@ -140,6 +145,13 @@ class SyncRunner:
             except ValueError as error:
                 problem = error
         end(problem)
+
+
+def _first(error: MemoryError | ExceptionGroup[MemoryError]) -> MemoryError:
+    """Nurseries wrap it in groups, one around the other."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _report(progress: Progress) -> None:

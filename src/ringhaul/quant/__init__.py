@@ -55,7 +55,7 @@ Imports nothing above layer 1. Not thread safe: a `SegmentCoder` is for one thre
 from ringhaul.quant.base import BATCH_ELEMENTS, Codec, Coder, UnfitValueError
 from ringhaul.quant.compression import Compressor, ZstdCodec
 from ringhaul.quant.error_meter import ErrorMeter
-from ringhaul.quant.feedback import ErrorFeedback, FeedbackRound, Residual
+from ringhaul.quant.feedback import ErrorFeedback, FeedbackRound, Reservation, Residual
 from ringhaul.quant.registry import RAW, check_codec, codec_names, find_codec, register_codec
 from ringhaul.quant.segment import SegmentCoder
 
@@ -68,6 +68,7 @@ __all__ = [
     "ErrorFeedback",
     "ErrorMeter",
     "FeedbackRound",
+    "Reservation",
     "Residual",
     "SegmentCoder",
     "UnfitValueError",

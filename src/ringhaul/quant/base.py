@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringhaul.errors import CodecError
+from ringhaul.texts import printable
 
 #: Elements a coder is handed at a time: operands and scratch stay in the second-level cache, and
 #: what NumPy takes per call, some 30 calls of 1.5 us, is small beside 100 us for the elements.
@@ -35,7 +36,8 @@ class UnfitValueError(CodecError):
     """
 
     def __init__(self, codec: str, index: int, value: float, why: str) -> None:
-        super().__init__(f'codec "{codec}" cannot carry element {index}, {value!r}: {why}')
+        text = f'codec "{codec}" cannot carry element {index}, {value!r}: {why}'
+        super().__init__(printable(text))
         self.codec = codec
         self.index = index
         self.value = value
@@ -46,15 +48,17 @@ class UnfitValueError(CodecError):
         return UnfitValueError(self.codec, self.index + offset, self.value, self.why)
 
 
+@runtime_checkable
 class Coder(Protocol):
     """Encodes and decodes batches of one dtype; one per thread, since it holds scratch.
 
     Arrays are one-dimensional and C-contiguous, of 1 to `BATCH_ELEMENTS` elements. `encode`
-    and `decode` neither keep nor change what they read.
+    and `decode` neither keep nor change what they read. Whatever else they raise than is said
+    here fails the call for all members, with a `CodecError` that names it.
     """
 
     def encoded_size(self, element_count: int) -> int:
-        """Bytes of a batch of so many elements: exact, and the same on every peer."""
+        """Bytes of a batch of so many elements, 1 at least: exact, and the same on every peer."""
         ...
 
     def encode(self, values: Values, out: Bytes, nonce: int) -> None:

@@ -55,6 +55,44 @@ class FeedbackRound:
         self._owner = None
 
 
+class Reservation:
+    """A tag, and its residuals, for one call: from before it is handed over until it has ended.
+
+    One that is dropped, because its call never began, is released by that.
+    """
+
+    def __init__(
+        self, owner: "ErrorFeedback", tag: str, element_count: int, dtype: np.dtype[Any]
+    ) -> None:
+        self._owner = owner
+        self._tag = tag
+        self._element_count = element_count
+        self._dtype = dtype
+        self._mark = object()
+        if owner._in_flight.setdefault(tag, self._mark) is not self._mark:  # one step: thread safe
+            raise ValueError(_in_flight(tag, "begin the next"))
+        try:
+            #: As they are until the call ends: nobody else may change them.
+            self._carried = owner._find(tag, element_count, dtype)
+        except ValueError:
+            self.release()
+            raise
+
+    def begin(self) -> FeedbackRound:
+        """Begin an attempt; never refused, whatever has become of the owner since."""
+        carried = self._carried
+        if carried is None:
+            carried = np.zeros(self._element_count, accumulate_dtype(self._dtype))
+        return FeedbackRound(self._owner, self._tag, carried)
+
+    def release(self) -> None:
+        """The call has ended: the next one of the tag may begin."""
+        if self._owner._in_flight.get(self._tag) is self._mark:
+            del self._owner._in_flight[self._tag]
+
+    __del__ = release
+
+
 class ErrorFeedback:
     """A lossy codec that makes good in the next call what it lost in this one.
 
@@ -62,6 +100,9 @@ class ErrorFeedback:
     Residuals belong to this peer and are as large as the array, twice that during a call (in
     float32, or float64 for float64 arrays). They change only when a call commits. Save them
     with this peer's own checkpoint, not in the shared state: they differ between peers.
+
+    One call of a tag at a time, also among several communicators: the next one adds what this
+    one loses, and is refused with a ValueError before it is done.
 
     Args:
         codec: the name of a lossy codec, or one.
@@ -75,7 +116,10 @@ class ErrorFeedback:
         if isinstance(inner, ErrorFeedback) or not inner.is_lossy:
             raise ValueError(f'error feedback needs a lossy codec, and "{inner.name}" is none')
         self.codec = inner
+        #: Arrays in it are replaced, never changed.
         self._residuals: dict[str, Values] = {}
+        #: By tag, the mark of the reservation that has it.
+        self._in_flight: dict[str, object] = {}
 
     @property
     def name(self) -> str:
@@ -93,7 +137,7 @@ class ErrorFeedback:
         return self.codec.error_bound(low, high)
 
     def check(self, tag: str | None, element_count: int, dtype: np.dtype[Any]) -> None:
-        """Refuse a call that `begin` could not begin.
+        """Refuse a call with arguments that `reserve` refuses.
 
         Raises:
             ValueError: no tag, or the array has another size or dtype than in the last call
@@ -101,6 +145,10 @@ class ErrorFeedback:
         """
         if tag is None:
             raise ValueError("error feedback keeps its residuals by tag: give the call a tag=")
+        self._find(tag, element_count, dtype)
+
+    def _find(self, tag: str, element_count: int, dtype: np.dtype[Any]) -> Values | None:
+        """The residuals of a tag, of which there may be none yet; as `check`."""
         wide = accumulate_dtype(dtype)
         carried = self._residuals.get(tag)
         if carried is not None and (carried.shape != (element_count,) or carried.dtype != wide):
@@ -109,34 +157,45 @@ class ErrorFeedback:
                 f"the array needs {element_count} of {wide}: call forget({tag!r}), or use "
                 "another tag"
             )
+        return carried
 
-    def begin(self, tag: str | None, element_count: int, dtype: np.dtype[Any]) -> FeedbackRound:
-        """Begin an attempt of the next call of `tag`, one call of a tag at a time.
+    def reserve(self, tag: str | None, element_count: int, dtype: np.dtype[Any]) -> Reservation:
+        """Take a tag for one call, until that has ended.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: as `check`; or another call of the tag is in flight: wait for it first.
         """
         self.check(tag, element_count, dtype)
         assert tag is not None
-        carried = self._residuals.get(tag)
-        if carried is None:
-            carried = np.zeros(element_count, accumulate_dtype(dtype))
-        return FeedbackRound(self, tag, carried)
+        return Reservation(self, tag, element_count, dtype)
 
     def forget(self, tag: str) -> None:
-        """Drop the residuals of `tag`, if there are any."""
+        """Drop the residuals of `tag`, if there are any.
+
+        Raises:
+            ValueError: a call of the tag is in flight, which would bring them back.
+        """
+        if tag in self._in_flight:
+            raise ValueError(_in_flight(tag, "forget it"))
         self._residuals.pop(tag, None)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Copies of all residuals by tag, to be saved with this peer's checkpoint."""
-        return {tag: values.copy() for tag, values in self._residuals.items()}
+        """Copies of all residuals by tag, to be saved with this peer's checkpoint.
+
+        Calls may be in flight: each tag's are those before its call, or those after it.
+        """
+        residuals = list(self._residuals.items())  # a call may commit while they are copied
+        return {tag: values.copy() for tag, values in residuals}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Replace all residuals by copies of what `state_dict` gave.
 
         Raises:
-            ValueError: an entry is no flat array of finite float32 or float64.
+            ValueError: an entry is no flat array of finite float32 or float64; or a call is in
+                flight, which would replace what is loaded.
         """
+        for tag in list(self._in_flight):
+            raise ValueError(_in_flight(tag, "load residuals"))
         residuals: dict[str, Values] = {}
         for tag, values in state.items():
             array = np.array(values)
@@ -146,3 +205,7 @@ class ErrorFeedback:
                 raise ValueError(f"residual {tag!r} holds values that are not finite")
             residuals[tag] = array
         self._residuals = residuals
+
+
+def _in_flight(tag: str, what: str) -> str:
+    return f"a call of tag {tag!r} with this error feedback is in flight: {what} when it is done"

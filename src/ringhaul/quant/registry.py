@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ringhaul.ids import ReduceOp
+from ringhaul.limits import NAME_LENGTH_MAX
 from ringhaul.quant.base import Codec
 from ringhaul.quant.blocks import UINT4, UINT4_SR, UINT8, UINT8_SR, UINT8_ZP
 from ringhaul.quant.compression import ZstdCodec
@@ -36,7 +37,7 @@ def register_codec(codec: Codec) -> None:
     if find_codec(codec) is not codec:
         raise TypeError(f"give the codec itself, not its name {codec!r}")
     name = codec.name
-    if not name or not name.isprintable() or "+" in name:
+    if "+" in name:
         raise ValueError(f'a codec\'s name is printable and without "+"; not {name!r}')
     if _codecs.setdefault(name, codec) is not codec:
         raise ValueError(f'there is a codec "{name}" already')
@@ -46,18 +47,31 @@ def find_codec(codec: object) -> Codec:
     """The codec of a name such as "uint8" or "uint8+zstd"; a codec itself is given back.
 
     Raises:
-        TypeError: neither a name nor a codec.
-        ValueError: a name that is not known; the message lists those that are.
+        TypeError: neither a name nor a codec, or the codec's name is no string.
+        ValueError: a name that is not known; the message lists those that are. Or the codec's
+            own is none that messages can carry.
     """
     if not isinstance(codec, str):
         if not isinstance(codec, Codec) or isinstance(codec, type):
             raise TypeError(f"codec is a name or a ringhaul.Codec, not {codec!r}")
-        return codec
+        return _with_proper_name(codec)
     found = _codecs.get(codec.removesuffix(_ZSTD))
     if found is None:
         names = ", ".join(f'"{name}"' for name in _codecs)
         raise ValueError(f'there is no codec {codec!r}; there are {names}, each also with "+zstd"')
-    return ZstdCodec(found) if codec.endswith(_ZSTD) else found
+    return _with_proper_name(ZstdCodec(found)) if codec.endswith(_ZSTD) else found
+
+
+def _with_proper_name(codec: Codec) -> Codec:
+    """Refuse a name that a message could not carry: its call would never end."""
+    name = codec.name
+    if not isinstance(name, str):
+        raise TypeError(f"a codec's name is a string, not {name!r:.80}")
+    if not name or len(name) > NAME_LENGTH_MAX or not name.isprintable():
+        raise ValueError(
+            f"a codec's name is printable, of 1 to {NAME_LENGTH_MAX} characters; not {name!r:.80}"
+        )
+    return codec
 
 
 def check_codec(codec: Codec, op: ReduceOp, dtype: np.dtype[Any]) -> None:

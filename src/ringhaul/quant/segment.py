@@ -4,12 +4,12 @@ Decides the order of decoding, widening, combining, dividing, encoding; knows no
 or streams. No temporary is larger than a batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ringhaul.errors import WireError
+from ringhaul.errors import CodecError, WireError
 from ringhaul.ids import ReduceOp
 from ringhaul.quant.base import (
     BATCH_ELEMENTS,
@@ -24,10 +24,12 @@ from ringhaul.quant.base import (
 from ringhaul.quant.compression import Compressor, ZstdCodec
 from ringhaul.quant.error_meter import ErrorMeter
 from ringhaul.quant.feedback import ErrorFeedback, Residual
+from ringhaul.quant.guard import is_foreign, make_coder
 from ringhaul.quant.plain import RawCodec
 from ringhaul.quant.registry import check_codec
 from ringhaul.ring.plan import Phase
 from ringhaul.ring.reduce import Kernel
+from ringhaul.wire.segment_header import PAYLOAD_BYTES_MAX
 
 _NONCE_MAX = 2**64
 Buffer = bytes | bytearray | memoryview | Bytes
@@ -49,9 +51,11 @@ class SegmentCoder:
     Attributes:
         compressor: of a "+zstd" codec: set its `link_bytes_per_s`; None for other codecs.
         is_raw: what is not compressed are the values themselves.
+        is_foreign: the codec is a user's: `check_sizes` before anything is encoded.
 
     Raises:
         TypeError, ValueError: as `check_codec` and `check_op` say.
+        CodecError: the codec is a user's, and failed; so do all methods that use it.
     """
 
     def __init__(
@@ -71,14 +75,18 @@ class SegmentCoder:
         inner = packed.inner if isinstance(packed, ZstdCodec) else packed
         self.is_raw = isinstance(inner, RawCodec)
         self._words = {Phase.REDUCE_SCATTER: 1, Phase.ALL_GATHER: 1}
-        self._partial_coder = codec.make_coder(self._wide)
+        self.is_foreign = is_foreign(inner)
+        #: Kept, as whoever keeps coders knows them by it.
+        self._codec = codec
+        self._partial_coder = make_coder(inner, self._wide)
         self._adding_coder: AddingCoder | None = None
         if self._kernel.plain_ufunc is np.add and isinstance(self._partial_coder, AddingCoder):
             self._adding_coder = self._partial_coder
-        self._final_dtype = self._wide if codec.is_lossy else self._kernel.dtype
+        self._is_lossy = codec.is_lossy
+        self._final_dtype = self._wide if self._is_lossy else self._kernel.dtype
         self._final_coder = self._partial_coder
         if self._final_dtype != self._wide:
-            self._final_coder = codec.make_coder(self._final_dtype)
+            self._final_coder = make_coder(inner, self._final_dtype)
         if isinstance(packed, ZstdCodec):
             self.compressor = Compressor(clock)
             self._words[Phase.REDUCE_SCATTER] = packed.word_bytes(self._wide)
@@ -93,8 +101,23 @@ class SegmentCoder:
         """Bytes of an encoded segment: exact, or with "+zstd" the most it may have."""
         coder = self._coder(phase)
         whole, rest = divmod(element_count, BATCH_ELEMENTS)
-        size = whole * coder.encoded_size(BATCH_ELEMENTS)
+        size = whole * coder.encoded_size(BATCH_ELEMENTS) if whole else 0
         return size + (coder.encoded_size(rest) if rest else 0)
+
+    def check_sizes(self, element_counts: Iterable[int]) -> None:
+        """Refuse sizes of segments that cannot travel; later none of these is refused.
+
+        Raises:
+            CodecError: a size is none, or one that no receiver takes.
+        """
+        for element_count in element_counts:
+            for phase in Phase:
+                size = self.encoded_size(phase, element_count)
+                if size > PAYLOAD_BYTES_MAX:
+                    raise CodecError(
+                        f'codec "{self._codec.name}" makes {size} bytes of {element_count} '
+                        f"elements; at most {PAYLOAD_BYTES_MAX} can be sent at a time"
+                    )
 
     def is_size(self, phase: Phase, element_count: int, payload_bytes: int) -> bool:
         """May a segment of so many elements have a payload of so many bytes?"""
@@ -302,7 +325,7 @@ class SegmentCoder:
         final: bool = False,
     ) -> None:
         """Keep what encoding `values` as `data` lost, in units of this rank's own values."""
-        if residual is None and meter is None:
+        if residual is None and (meter is None or not self._is_lossy):
             return
         lost = self._decoded[: values.size] if residual is None else residual.pending[batch]
         (self._final_coder if final else self._partial_coder).decode(data, lost)

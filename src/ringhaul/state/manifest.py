@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping
 
 from ringhaul.limits import MANIFEST_BYTES_MAX
 from ringhaul.state.digest import AnyArray, describe
+from ringhaul.texts import printable
 
 #: What a manifest may be when it is unpacked.
 _TEXT_BYTES_MAX = 64 * MANIFEST_BYTES_MAX
 #: Entries that an error names.
 _NAMED_MAX = 3
-_NAME_LENGTH_SHOWN = 80
+#: Characters of a name, and of what it stands for.
+_LENGTH_SHOWN = 80
 
 
 def pack_manifest(arrays: Mapping[str, AnyArray], apart: Iterable[str] = ()) -> bytes:
@@ -57,15 +59,14 @@ def explain_difference(first: str, one: bytes, second: str, other: bytes) -> str
     mine, theirs = _unpack(one), _unpack(other)
     found = []
     for name in sorted(mine.keys() | theirs.keys()):
-        shown = repr(name)[:_NAME_LENGTH_SHOWN]
+        shown = repr(name)[:_LENGTH_SHOWN]
+        here, there = (printable(each.get(name, ""), _LENGTH_SHOWN) for each in (mine, theirs))
         if name not in theirs:
-            found.append(f"only {first} has {shown} ({mine[name][:80]})")
+            found.append(f"only {first} has {shown} ({here})")
         elif name not in mine:
-            found.append(f"only {second} has {shown} ({theirs[name][:80]})")
+            found.append(f"only {second} has {shown} ({there})")
         elif mine[name] != theirs[name]:
-            found.append(
-                f"{shown} is {mine[name][:80]} on {first} and {theirs[name][:80]} on {second}"
-            )
+            found.append(f"{shown} is {here} on {first} and {there} on {second}")
     if not found:
         return f"the first {len(mine)} entries agree, a later one differs"
     more = f", and {len(found) - _NAMED_MAX} more differ" if len(found) > _NAMED_MAX else ""

@@ -45,10 +45,11 @@ def ring_all_reduce(
     world_size, dtype = len(arrays), arrays[0].dtype
     codecs: Sequence[Codec] = codec if isinstance(codec, Sequence) else [codec] * world_size
     coders = [SegmentCoder(each, op, dtype, world_size) for each in codecs]
-    rounds = [
-        each.begin(tag, arrays[0].size, dtype) if isinstance(each, ErrorFeedback) else None
+    reserved = [
+        each.reserve(tag, arrays[0].size, dtype) if isinstance(each, ErrorFeedback) else None
         for each in codecs
     ]
+    rounds = [each.begin() if each else None for each in reserved]
     results = [np.empty_like(array) for array in arrays]
     plan = plan_ring(0, world_size, arrays[0].size, accumulate_dtype(dtype).itemsize)
     wire_bytes = 0
@@ -62,6 +63,9 @@ def ring_all_reduce(
     for each in rounds:
         if each is not None:
             each.commit() if commits else each.rollback()
+    for reservation in reserved:
+        if reservation is not None:
+            reservation.release()
     return RingResult(results, wire_bytes)
 
 

@@ -81,8 +81,6 @@ def run_bench(options: BenchOptions) -> int:
 
     try:
         with _here(options) as (here, children):
-            if not options.local:
-                progress(f"waiting until {options.peers} peers are there")
             findings, is_first = measure(here, progress)
             failed = [child for child in children if child.wait(LEAVING_S)]
     except (RinghaulError, OSError, subprocess.TimeoutExpired) as error:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ringhaul.cli.bench.options import BenchOptions
+from ringhaul.cli.bench.reaching import address_of, telling_when_reached
 from ringhaul.communicator import Communicator
 from ringhaul.errors import MismatchError, RinghaulError
 from ringhaul.joining import connect
@@ -76,11 +77,10 @@ def measure(options: BenchOptions, progress: Progress) -> tuple[Findings, bool]:
     is_first = False
     choices: tuple[int | None, ...] = (None, *options.streams)
     for number, streams in enumerate(choices):
-        with connect(
-            options.address,
-            streams=streams,
-            min_world_size=options.peers,
-            admission_timeout_s=None if number == 0 else RETURN_S,
+        with (
+            _connect_first(options, progress)
+            if number == 0
+            else _connect(options, streams, admission_timeout_s=RETURN_S)
         ) as comm:
             if comm.world_size != options.peers:
                 raise WrongNumberOfPeers(f"{comm.world_size} peers came, not {options.peers}")
@@ -97,6 +97,29 @@ def measure(options: BenchOptions, progress: Progress) -> tuple[Findings, bool]:
                 rows.append(row)
             comm.barrier()  # nobody leaves before all have their result
     return Findings(options.peers, latency_s, tuple(rows)), is_first
+
+
+def _connect_first(options: BenchOptions, progress: Progress) -> Communicator:
+    """Whoever starts it may take their time; say for what this peer waits."""
+    address = address_of(options.address)
+    progress(f"connecting to {address}")
+
+    def tell() -> None:
+        progress(f"waiting until {options.peers} peers are there")
+
+    with telling_when_reached(address, tell):
+        return _connect(options, None, admission_timeout_s=None)
+
+
+def _connect(
+    options: BenchOptions, streams: int | None, *, admission_timeout_s: float | None
+) -> Communicator:
+    return connect(
+        options.address,
+        streams=streams,
+        min_world_size=options.peers,
+        admission_timeout_s=admission_timeout_s,
+    )
 
 
 def _check_same_options(comm: Communicator, options: BenchOptions) -> None:

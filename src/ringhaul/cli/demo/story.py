@@ -53,6 +53,11 @@ class Story:
         """Training loss by time: seconds from the beginning, bits per byte."""
         return [(r.at - self.begin_at, r.train_bits_per_byte) for r in self.committed]
 
+    @property
+    def timeline(self) -> list[Note]:
+        """The notes by time; they came in the order of the reports."""
+        return sorted(self.notes, key=lambda note: note.at_s)
+
     def name_of(self, peer_id: str) -> str:
         """The short name behind a peer id."""
         return self._names.get(peer_id, peer_id)

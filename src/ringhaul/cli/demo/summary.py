@@ -41,6 +41,12 @@ class Recovery:
     reduce_excess_s: float
     attempts: int
 
+    @property
+    def reduce_text(self) -> str:
+        """How long the all-reduce took, in words."""
+        excess_ms = round(self.reduce_excess_s * 1e3)
+        return f"{excess_ms} ms more than usual" if excess_ms > 0 else "no longer than usual"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
@@ -62,6 +68,8 @@ class Summary:
     yardsticks: Yardsticks
     #: Bits per byte of the final parameters on all held-out text.
     after: float | None
+    #: How long the ring trained, and the process alone: longer than planned on a busy machine.
+    trained_s: float
     rounds: int
     steps: int
     recovery: Recovery | None
@@ -89,6 +97,7 @@ class Summary:
             },
             "held_out_bytes": self.yardsticks.held_out_bytes,
             "cores": self.yardsticks.core_count,
+            "trained_s": self.trained_s,
             "rounds": self.rounds,
             "steps": self.steps,
             "alone_steps": self.yardsticks.alone_steps,
@@ -109,7 +118,7 @@ class Summary:
 
     def _loss_lines(self) -> list[str]:
         marks = self.yardsticks
-        seconds = f"{self.options.seconds:g} s"
+        seconds = f"{self.trained_s:.0f} s"
         codec = "" if self.options.codec == "raw" else f" {self.options.codec},"
         rows = (
             ("before training", marks.before),
@@ -133,8 +142,8 @@ class Summary:
             lines.append(
                 f"{found.peer} was killed at {found.killed_at_s:.2f} s: the others' next round was "
                 f"committed {found.recovery_s:.3f} s later (usual: a round every "
-                f"{found.usual_round_s:.3f} s); its all-reduce took "
-                f"{found.reduce_excess_s * 1e3:+.0f} ms more than usual, attempts: {found.attempts}"
+                f"{found.usual_round_s:.3f} s); its all-reduce took {found.reduce_text}, "
+                f"attempts: {found.attempts}"
             )
         if self.join is not None:
             lines.append(
@@ -157,12 +166,13 @@ def summarize(options: DemoOptions, story: Story, yardsticks: Yardsticks) -> Sum
         options=options,
         yardsticks=yardsticks,
         after=after,
+        trained_s=story.end_at - story.begin_at,
         rounds=0 if story.latest is None else story.latest.round,
         steps=sum(finished.steps for finished in story.finished.values()),
         recovery=recovery,
         join=join,
         digests=digests,
-        timeline=sorted(story.notes, key=lambda note: note.at_s),
+        timeline=story.timeline,
         problems=[
             *story.problems,
             *_loss_problems(after, yardsticks),

@@ -1,6 +1,8 @@
 """Shows a demo while it runs: a live page on a terminal, plain lines elsewhere."""
 
+import math
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -9,7 +11,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from ringhaul.cli.demo.story import Story
+from ringhaul.cli.demo.story import Note, Story
 from ringhaul.cli.pages import LivePage, PlainPage
 
 CHART_WIDTH = 64
@@ -18,6 +20,8 @@ CHART_HEIGHT = 8
 NOTES_SHOWN = 10
 #: Plain output says how far training is after so many seconds.
 PROGRESS_INTERVAL_S = 2.0
+#: A report is here by then, on a busy machine too; else its line stands after younger ones.
+HELD_BACK_S = 0.5
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
@@ -51,26 +55,54 @@ class SilentView(PlainPage):
 
 
 class PlainView(PlainPage):
-    """One line for each event, and one for progress now and then."""
+    """One line for each event, and one for progress now and then; by the time they happened.
 
-    def __init__(self, console: Console) -> None:
+    Reports of several processes come in no order: a line is held back until none from before it
+    is to be expected.
+
+    Args:
+        console: where to print.
+        clock: seconds since the Unix epoch, as the instants of a story.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
         self._console = console
-        self._shown_count = 0
+        self._clock = clock
+        self._taken_count = 0
+        self._held: list[Note] = []
         self._phase = ""
         self._progress_at = 0.0
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Print what is still held back."""
+        self._print_until(math.inf)
+
     def refresh(self, story: Story, phase: str) -> None:
-        """Print what was not printed yet."""
-        for note in story.notes[self._shown_count :]:
-            self._print(f"{note.at_s:6.2f} s  {note.text}")
-        self._shown_count = len(story.notes)
-        now = time.monotonic()
+        """Print what was not printed yet, but for the last moment."""
+        now = self._clock()
+        self._held += story.notes[self._taken_count :]
+        self._taken_count = len(story.notes)
+        latest = story.latest
         if phase != self._phase:
             self._phase = phase
+            self._print_until(math.inf)
             self._print(f"-- {phase}")
-        elif now >= self._progress_at and story.latest is not None and not story.finished:
+        elif now >= self._progress_at and latest is not None and not story.finished:
             self._progress_at = now + PROGRESS_INTERVAL_S
-            self._print(f"{story.latest.at - story.begin_at:6.2f} s  {_progress(story)}")
+            self._held.append(Note(latest.at - story.begin_at, _progress(story)))
+        self._print_until(now - story.begin_at - HELD_BACK_S)
+
+    def _print_until(self, at_s: float) -> None:
+        """Print and forget the lines up to an instant."""
+        self._held.sort(key=lambda note: note.at_s)
+        while self._held and self._held[0].at_s <= at_s:
+            note = self._held.pop(0)
+            self._print(f"{note.at_s:6.2f} s  {note.text}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -136,7 +168,7 @@ def _progress(story: Story) -> str:
 def _page(story: Story, phase: str) -> RenderableType:
     """Everything, top to bottom."""
     curve = chart(story.curve, CHART_WIDTH, CHART_HEIGHT, story.end_at - story.begin_at)
-    notes = [f"{note.at_s:6.2f} s  {note.text}" for note in story.notes[-NOTES_SHOWN:]]
+    notes = [f"{note.at_s:6.2f} s  {note.text}" for note in story.timeline[-NOTES_SHOWN:]]
     return Group(
         Panel(Text(_ring(story)), title=f"ringhaul demo: {phase}", title_align="left"),
         Panel(

