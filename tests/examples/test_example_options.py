@@ -1,11 +1,12 @@
 """What the examples make of their options, and of Ctrl-C. No test here starts a process."""
 
+import importlib
 import io
 import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,18 @@ import pytest
 from ringhaul.diloco import SGD, nesterov
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = {path.stem for path in EXAMPLES.glob("*.py")}
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
 Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Import an example by its name; none of them is left to the next test."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    yield importlib.import_module
+    for name in NAMES & set(sys.modules):
+        del sys.modules[name]
 
 
 class Started:
