@@ -190,7 +190,7 @@ def test_what_cannot_be_set_up_is_said_in_a_line(
     words: list[str],
     why: str,
 ) -> None:
-    calls = dict.fromkeys(["all_reduce_async", "sync_state"])
+    calls = dict.fromkeys(["all_reduce_async", "sync_state"], print)
     alone = SimpleNamespace(rank=0, world_size=1, peer_id="a", **calls)
     monkeypatch.setattr(load("local"), "connect", lambda _args: nullcontext(alone))
 
