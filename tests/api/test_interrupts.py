@@ -4,6 +4,7 @@ The interpreter delivers signals where it enters a function and where a call of 
 returns. A profile function hears of just those places, and what it raises is raised there.
 """
 
+import gc
 import itertools
 import logging
 import sys
@@ -30,11 +31,15 @@ class Stop(BaseException):
 def interrupt_at(place: int, act: Callable[[], object]) -> bool:
     """Call `act`, interrupted at that place; tell whether it has as many."""
     count = itertools.count()
+    was_reached = False
 
     def on_event(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal was_reached
         if event != "c_call" and next(count) == place:
+            was_reached = True
             raise Stop
 
+    gc.disable()  # what is raised in a finalizer is not raised in the call
     sys.setprofile(on_event)
     try:
         act()
@@ -42,7 +47,8 @@ def interrupt_at(place: int, act: Callable[[], object]) -> bool:
         return True
     finally:
         sys.setprofile(None)
-    return False
+        gc.enable()
+    return was_reached
 
 
 def try_at(place: int, act: Callable[[], object], answers: list[bool]) -> None:
