@@ -12,7 +12,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ringhaul.errors import CodecError
 from ringhaul.io.ring_transfer import Chunk, RingTransfer
 from ringhaul.io.transfer import Segment
 from ringhaul.quant import ErrorMeter, FeedbackRound, Residual, SegmentCoder
@@ -105,19 +104,6 @@ class CodedTransfer(RingTransfer):
         if view is None:
             view = self._passing[found.bit] = np.empty(header.payload_bytes, np.uint8).data
         return view
-
-    def accept(self, header: SegmentHeader, payload: memoryview | None) -> Sequence[Segment]:
-        """As `RingTransfer` does; what the codec fails at will never be done.
-
-        Raises:
-            CodecError: a value cannot be carried, or a user's codec failed.
-            WireError: these bytes are no encoded segment.
-        """
-        try:
-            return super().accept(header, payload)
-        except CodecError:
-            self._missing_count += 1
-            raise
 
     def _store(
         self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None

@@ -334,11 +334,11 @@ class RingTransfer:
         start, stop, bit, bit_stop = found
         count = bit_stop - bit
         self._received[bit:bit_stop] = b"\1" * count
-        self._missing_count -= count
         self.received_bytes += header.payload_bytes
-        if header.kind is SegmentKind.ALL_GATHER:
-            return self._store(header, start, stop, payload)
-        return self._reduce(header, start, stop, payload)
+        take = self._store if header.kind is SegmentKind.ALL_GATHER else self._reduce
+        segments = take(header, start, stop, payload)
+        self._missing_count -= count  # what has raised is never done
+        return segments
 
     def _store(
         self, header: SegmentHeader, start: int, stop: int, payload: memoryview | None
